@@ -9,9 +9,10 @@ import (
 // abandoned.
 //
 //  1. Nothing new is started, and the broker is told to stop.
-//  2. What waits is handed back at once, so that another replica has it.
-//     What cannot be handed back, because the broker would give it up instead
-//     of delivering it again, is handled.
+//  2. What waits is handed back, so that another replica has it at once: after
+//     the broker has stopped, else it would come back here. What cannot be
+//     handed back, because the broker would give it up instead of delivering
+//     it again, is handled.
 //  3. Running handlers go on, leases kept, until the drain timeout.
 //  4. Then their contexts end, and they have a moment to return.
 func (e *Engine) drain() (abandoned int) {
@@ -20,12 +21,12 @@ func (e *Engine) drain() (abandoned int) {
 
 	e.mu.Lock()
 	e.draining = true
-	back := e.takeUnstarted()
-	e.mu.Unlock()
 
-	for _, u := range back {
-		e.giveBack(u)
+	if e.cfg.Redelivery {
+		e.unstart()
 	}
+
+	e.mu.Unlock()
 
 	e.close()
 
@@ -64,35 +65,40 @@ func (e *Engine) drain() (abandoned int) {
 	return e.held.len
 }
 
-// close closes the subscription. What it hands over meanwhile goes the way of
-// Deliver.
+// closeTimeout bounds how long the broker may take to stop.
+const closeTimeout = 5 * time.Second
+
+// close closes the subscription and hands back what it had delivered and what
+// was not started.
 func (e *Engine) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), max(e.cfg.DrainTimeout, cancelGrace))
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 
 	_ = e.sub.Close(ctx)
 
 	e.mu.Lock()
-	defer e.mu.Unlock()
-
 	e.closed = true
-	e.checkDrained()
-}
 
-// unstarted is a job that was taken out of the queue, with its ordering key.
-type unstarted struct {
-	job *Job
-	key string
-}
+	var jobs []*Job
 
-// takeUnstarted takes the jobs that wait for a worker, for their lane or for
-// their next try out of the queue; they stay held. Lanes keep their running job
-// only. The caller holds the lock.
-func (e *Engine) takeUnstarted() []unstarted {
-	if !e.cfg.Redelivery {
-		return nil
+	for j := e.held.first; j != nil; j = j.next {
+		if j.state == parked && j.lane == nil {
+			jobs = append(jobs, j)
+		}
 	}
 
+	e.checkDrained()
+	e.mu.Unlock()
+
+	for _, job := range jobs {
+		e.giveBack(job)
+	}
+}
+
+// unstart takes the jobs that wait for a worker, for their lane or for their
+// next try out of the queue; they stay held. Lanes keep their running job only.
+// The caller holds the lock.
+func (e *Engine) unstart() {
 	for e.ready.len() > 0 {
 		e.ready.pop()
 	}
@@ -100,45 +106,33 @@ func (e *Engine) takeUnstarted() []unstarted {
 	e.blocked, e.waiting = 0, 0
 	clear(e.lanes)
 
-	var taken []unstarted
-
 	for j := e.held.first; j != nil; j = j.next {
 		l := j.lane
 		j.behind = nil
 
 		switch {
 		case j.state != running:
-			u := unstarted{job: j}
-			if l != nil {
-				u.key = l.key
-			}
-
 			j.lane, j.state = nil, parked
-			taken = append(taken, u)
 		case l != nil:
 			l.last = j
-			e.lanes[l.key] = l
+			e.lanes[j.key] = l
 		}
 	}
-
-	return taken
 }
 
-// giveBack hands a job that was taken out of the queue back to the broker, or
-// has it handled where that would lose it.
-func (e *Engine) giveBack(u unstarted) {
-	back := e.handBack(u.job)
+// giveBack hands a job that was not started back to the broker, or has it
+// handled where that would lose it.
+func (e *Engine) giveBack(job *Job) {
+	back := e.handBack(job)
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
 
 	switch {
 	case back:
-		e.finish(u.job)
-	case e.lanes == nil || e.enterLane(u.job, u.key):
-		e.enqueue(u.job)
-	default:
-		e.blocked++
+		e.finish(job)
+	case e.enterLane(job):
+		e.enqueue(job)
 	}
 }
 

@@ -167,25 +167,14 @@ func (e *Engine) Deliver(d transport.Delivery) {
 
 	e.mu.Lock()
 	job := e.acquire()
-	draining := e.draining
 	e.mu.Unlock()
 
 	job.Delivery = d
 	job.lease = now
 
-	if draining && e.handBack(job) {
-		e.mu.Lock()
-		e.granted = max(e.granted-1, 0)
-		e.release(job)
-		e.mu.Unlock()
-
-		return
-	}
-
-	var key string
 	if e.cfg.Lane != nil {
 		// The sink is serial, so keys keep the order of arrival.
-		key = e.cfg.Lane(job)
+		job.key = e.cfg.Lane(job)
 	}
 
 	e.mu.Lock()
@@ -193,15 +182,18 @@ func (e *Engine) Deliver(d transport.Delivery) {
 	e.pace.size(len(d.Data))
 	e.held.push(job)
 
-	if e.cfg.Lane != nil && !e.enterLane(job, key) {
-		e.blocked++
+	switch {
+	case e.draining && e.cfg.Redelivery:
+		job.state = parked // is handed back when the subscription is closed
+	case e.enterLane(job):
+		e.enqueue(job)
+	default:
 		e.mu.Unlock()
 		e.refill()
 
 		return
 	}
 
-	e.enqueue(job)
 	e.mu.Unlock()
 }
 
@@ -271,11 +263,9 @@ func (e *Engine) worker() {
 
 		if retry {
 			e.again(job, start.Add(took+after))
-
-			continue
+		} else {
+			e.finish(job)
 		}
-
-		e.finish(job)
 
 		if n := e.demand(); n > 0 {
 			e.mu.Unlock()
@@ -331,7 +321,6 @@ func (e *Engine) expire(job *Job) {
 // lock.
 func (e *Engine) finish(job *Job) {
 	if next := e.leaveLane(job); next != nil {
-		e.blocked--
 		e.enqueue(next)
 	}
 
@@ -345,7 +334,14 @@ func (e *Engine) finish(job *Job) {
 // replica tries instead, if the broker gives it to one. The caller holds the
 // lock; it is released to hand the job back.
 func (e *Engine) again(job *Job, due time.Time) {
-	if e.draining {
+	switch {
+	case !e.draining || !e.cfg.Redelivery:
+	case !e.closed:
+		e.leaveLane(job)
+		job.lane, job.state = nil, parked // is handed back when the subscription is closed
+
+		return
+	default:
 		e.mu.Unlock()
 		back := e.handBack(job)
 		e.mu.Lock()

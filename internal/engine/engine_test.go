@@ -637,3 +637,41 @@ type silent struct{ *broker }
 
 func (s *silent) Settle(context.Context, any, transport.Verdict) error { return nil }
 func (s *silent) Metadata(any) transport.Metadata                      { return transport.Metadata{} }
+
+func TestHandedBackMessagesDoNotComeBackHere(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		b := newBroker(0, transport.Info{AckWait: 10 * time.Second})
+		e := config(nil)
+		e.Handle = func(context.Context, *engine.Job) (time.Duration, bool) {
+			return time.Hour, true // holds its lane
+		}
+		e.Lane = func(*engine.Job) string { return "" }
+		result := start(ctx, b, e)
+
+		b.mu.Lock()
+		first, second := b.deliveryLocked(), b.deliveryLocked()
+		b.mu.Unlock()
+		b.sink(first)
+		b.sink(second)
+		synctest.Wait()
+
+		// What is naked before the subscription is closed comes back at once.
+		b.onClose = func() {
+			if n := b.count(transport.Nak); n > 0 {
+				t.Errorf("%d were handed back before the broker had stopped", n)
+			}
+		}
+
+		cancel()
+
+		if err := <-result; err != nil {
+			t.Fatal(err)
+		}
+
+		if n := b.count(transport.Nak); n != 2 {
+			t.Errorf("%d of 2 were handed back", n)
+		}
+	})
+}

@@ -35,6 +35,7 @@ type Job struct {
 	cancelled  bool
 	generation uint64
 
+	key        string // what Lane returned
 	lane       *lane
 	behind     *Job // the next one of the lane
 	prev, next *Job // the list of all held jobs; next also chains free ones
@@ -43,7 +44,7 @@ type Job struct {
 type state uint8
 
 const (
-	parked  state = iota // behind another one of its lane
+	parked  state = iota // behind another one of its lane, or to be handed back
 	queued               // ready to be started
 	running              // with a handler
 	waiting              // for its next try
@@ -53,6 +54,10 @@ const (
 // lease is not renewed under the settlement: a renewal that reaches the server
 // after a delayed nak would undo the delay.
 func (j *Job) Settling() { j.settling.Store(true) }
+
+// Arrived returns when the delivery reached the engine. It is for deliveries
+// without a lease: the time moves as leases are renewed.
+func (j *Job) Arrived() time.Time { return j.lease }
 
 // nak hands the delivery back. A failure changes nothing: the lease runs out.
 func (j *Job) nak(delay time.Duration) {
@@ -82,7 +87,7 @@ func (e *Engine) release(job *Job) {
 	job.Retries, job.Failure = 0, nil
 	job.state = parked
 	job.cancel, job.cancelled = nil, false
-	job.lane, job.behind = nil, nil
+	job.key, job.lane, job.behind = "", nil, nil
 	job.generation++
 	job.prev, job.next = nil, e.free
 	e.free = job

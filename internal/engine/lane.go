@@ -9,18 +9,20 @@ const maxParked = 8192
 // lane is the jobs of one ordering key: one that is ready, runs or waits for
 // its next try, and those behind it. A lane exists as long as it has jobs, so
 // the map of lanes is bounded by what is held.
-type lane struct {
-	key  string
-	last *Job
-}
+type lane struct{ last *Job }
 
 // enterLane puts the job into the lane of its key. It reports whether the job
-// is the first one and may start. The caller holds the lock.
-func (e *Engine) enterLane(job *Job, key string) bool {
-	l := e.lanes[key]
+// may start: it is the first one, or there are no lanes. The caller holds the
+// lock.
+func (e *Engine) enterLane(job *Job) bool {
+	if e.lanes == nil {
+		return true
+	}
+
+	l := e.lanes[job.key]
 	if l == nil {
-		l = &lane{key: key, last: job}
-		e.lanes[key] = l
+		l = &lane{last: job}
+		e.lanes[job.key] = l
 		job.lane = l
 
 		return true
@@ -29,6 +31,7 @@ func (e *Engine) enterLane(job *Job, key string) bool {
 	job.lane, job.state = l, parked
 	l.last.behind = job
 	l.last = job
+	e.blocked++
 
 	return false
 }
@@ -36,14 +39,15 @@ func (e *Engine) enterLane(job *Job, key string) bool {
 // leaveLane takes the first job out of its lane and returns the next, if any.
 // The caller holds the lock.
 func (e *Engine) leaveLane(job *Job) *Job {
-	l := job.lane
-	if l == nil {
+	if job.lane == nil {
 		return nil
 	}
 
 	next := job.behind
 	if next == nil {
-		delete(e.lanes, l.key)
+		delete(e.lanes, job.key)
+	} else {
+		e.blocked--
 	}
 
 	return next
