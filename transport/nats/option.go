@@ -1,0 +1,14 @@
+package nats
+
+import "github.com/foomo/goflux"
+
+// Option is any option of goflux. One that does not fit the role it is given
+// to makes every call of what was built fail with goflux.ErrInvalidOption.
+type Option = goflux.Option
+
+// WithTelemetry sets where spans and metrics go; see [goflux.WithTelemetry].
+func WithTelemetry(t *goflux.Telemetry) goflux.CommonOption { return goflux.WithTelemetry(t) }
+
+// WithQueueGroup makes a subscriber a member of a queue group; see
+// [goflux.WithQueueGroup].
+func WithQueueGroup(name string) goflux.ReceiverOption { return goflux.WithQueueGroup(name) }
