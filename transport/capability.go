@@ -39,6 +39,17 @@ const (
 	Deduplication
 	// Fetching: messages can be pulled in batches (the Consumer of goflux).
 	Fetching
+	// RequestReply: requests are answered while both sides are there.
+	RequestReply
+	// ExpectedSequence: a publish can depend on what was stored last.
+	ExpectedSequence
+	// MessageTTL: a message can have a time after which it is removed.
+	MessageTTL
+	// Scheduling: a message can be stored now and delivered later.
+	Scheduling
+	// AtomicBatches: several messages are stored together or not at all. A
+	// transport with it implements [AtomicPublisher].
+	AtomicBatches
 )
 
 // table is the one list of capabilities, in the order they are shown.
@@ -58,6 +69,11 @@ var table = []struct {
 	{Receipts, "publish receipts", "A publish is confirmed, with stream and sequence."},
 	{Deduplication, "de-duplication", "A message id is stored once."},
 	{Fetching, "fetch", "Messages can be pulled in batches."},
+	{RequestReply, "request-reply", "A request is answered, or reported to have no responder."},
+	{ExpectedSequence, "expected sequence", "A publish can depend on what was stored last (optimistic concurrency)."},
+	{MessageTTL, "message TTL", "A message can be removed after a time of its own."},
+	{Scheduling, "delayed delivery", "A message can be delivered at a later time."},
+	{AtomicBatches, "atomic batches", "Several messages are stored together, or none of them."},
 }
 
 // AllCapabilities yields every capability, in the order of documentation.

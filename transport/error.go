@@ -35,12 +35,12 @@ var (
 	// ErrClosed: the thing was closed by its owner.
 	ErrClosed error = &kind{"closed", "closed"}
 
-	// ErrDisconnected: there is no connection to the broker. What became of
-	// a message that was being published is then unknown.
+	// ErrDisconnected: there is no connection to the broker.
 	ErrDisconnected error = &kind{"disconnected", "not connected to the broker"}
 
-	// ErrBufferFull: the client is reconnecting and buffers no more messages.
-	ErrBufferFull error = &kind{"buffer_full", "the reconnect buffer is full"}
+	// ErrBufferFull: the client is reconnecting and buffers no more messages,
+	// or a group of the memory transport has kept as many as it may.
+	ErrBufferFull error = &kind{"buffer_full", "the buffer is full"}
 
 	// ErrNoResponders: nobody listens on the subject of a request.
 	ErrNoResponders error = &kind{"no_responders", "no responders"}
@@ -48,6 +48,14 @@ var (
 	// ErrNoStream: no stream stores the subject that was published on, or
 	// the stream has no leader at the moment.
 	ErrNoStream error = &kind{"no_stream", "no response from a stream: is there one for this subject?"}
+
+	// ErrUnavailable: the broker cannot take the message at the moment, for
+	// want of a resource; nothing was stored. Trying again may help.
+	ErrUnavailable error = &kind{"unavailable", "the broker cannot take it at the moment"}
+
+	// ErrPublishUnknown: the broker did not confirm a message that was sent.
+	// It may be stored, or not, or yet be stored.
+	ErrPublishUnknown error = &kind{"publish_unknown", "the outcome is unknown: the message may be stored"}
 
 	// ErrStreamNotFound: the stream that was named does not exist.
 	ErrStreamNotFound error = &kind{"stream_not_found", "stream not found"}
@@ -129,6 +137,9 @@ func (e *DroppedError) Error() string {
 	return fmt.Sprintf("goflux: %d messages on %q were dropped because the handlers are slower than the stream of messages: "+
 		"raise the concurrency or the pending limits, or use a durable transport", e.Count, e.Subject)
 }
+
+// ErrorType is the error's low-cardinality name for telemetry.
+func (e *DroppedError) ErrorType() string { return "dropped" }
 
 // Is matches [ErrDropped].
 func (e *DroppedError) Is(target error) bool { return target == ErrDropped }

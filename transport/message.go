@@ -24,6 +24,15 @@ type Message struct {
 	// message once. Empty means no de-duplication. It is also in Header,
 	// under [HeaderMessageID], for the receiver.
 	ID string
+
+	// Retry, if not nil, replaces the broker's usual retries. Transports
+	// without [Receipts] ignore it.
+	Retry *Retry
+
+	// Terms, if not nil, say on what conditions the message is to be stored.
+	// The transport has the capabilities that they need: the caller has
+	// checked it.
+	Terms *Terms
 }
 
 // Receipt is a broker's answer to a publish. It is zero on transports without
@@ -71,7 +80,9 @@ type Settler interface {
 	// Settle carries out the verdict. The first verdict that is not [Extend]
 	// wins; after it every call returns [ErrSettled] and changes nothing.
 	// Transports without [Acks] return [ErrUnsupported]. It does not wait
-	// for the broker, except for [AckSync], which ctx bounds.
+	// for the broker, except for [AckSync], which ctx bounds. A verdict on a
+	// delivery whose lease ran out still counts where the broker takes it, and
+	// changes nothing where the message is done with: both return nil.
 	Settle(ctx context.Context, token any, v Verdict) error
 
 	// Metadata tells what the broker knows of the delivery. It costs a parse

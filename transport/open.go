@@ -28,7 +28,7 @@ func Register(scheme string, open Opener) {
 	defer registry.Unlock()
 
 	if _, taken := registry.openers[scheme]; taken {
-		panic("goflux: the transport scheme " + scheme + " is registered twice")
+		panic("goflux: the transport scheme " + scheme + " is registered twice") //nolint:forbidigo // a mistake in the program, found when it starts
 	}
 
 	registry.openers[scheme] = open
@@ -60,8 +60,8 @@ func Open(ctx context.Context, rawURL string) (Transport, error) {
 
 	if !known {
 		return nil, &Error{Op: "open", Subject: place(u), Err: fmt.Errorf(
-			"%w: no transport for the scheme %q; registered are: %s. Import its package, for instance _ \"github.com/foomo/goflux/transport/jetstream\"",
-			ErrInvalidOption, u.Scheme, strings.Join(schemes, ", "))}
+			"%w: no transport for the scheme %q; registered are: %s: import its package, for instance _ %q",
+			ErrInvalidOption, u.Scheme, strings.Join(schemes, ", "), "github.com/foomo/goflux/transport/jetstream")}
 	}
 
 	t, err := open(ctx, u)
@@ -79,7 +79,13 @@ func place(u *url.URL) string { return u.Scheme + "://" + u.Host }
 // CheckQuery reports with [ErrInvalidOption] a query parameter of u that is not
 // among known: a mistyped setting must not be ignored.
 func CheckQuery(u *url.URL, known ...string) error {
-	for k := range u.Query() {
+	// url.URL.Query drops what it cannot parse.
+	q, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return fmt.Errorf("%w: the parameters cannot be parsed", ErrInvalidOption)
+	}
+
+	for k := range q {
 		if !slices.Contains(known, k) {
 			return fmt.Errorf("%w: the parameter %q is not known; known are: %s", ErrInvalidOption, k, strings.Join(known, ", "))
 		}

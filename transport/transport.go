@@ -52,6 +52,10 @@ type Publisher interface {
 	// transport that keeps them copies them. Validation: subject and header
 	// have been checked by the caller ([ValidateSubject], [Header.Validate]);
 	// the size is checked here, before anything is sent, and is [ErrTooLarge].
+	// Errors: with [Receipts], an error after which the message may be stored
+	// all the same matches [ErrPublishUnknown]; after any other one it is not.
+	// When it fails for want of a connection or a buffer, nothing of the
+	// message is kept.
 	Publish(ctx context.Context, msg Message) (Receipt, error)
 }
 
