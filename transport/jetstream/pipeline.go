@@ -1,0 +1,140 @@
+package jetstream
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/foomo/goflux/transport"
+)
+
+// pipeline publishes with a reply subject that holds the token, so that nothing
+// has to be remembered here for a message that is under way. It does not use
+// PublishMsgAsync of nats.go, which fails everything that is under way when the
+// connection is lost, and blocks for a fixed time rather than that of a ctx.
+type pipeline struct {
+	transport *Transport
+	nc        *nats.Conn
+	prefix    string // of the reply subjects
+	sub       *nats.Subscription
+	done      func(token uint64, r transport.Receipt, err error)
+
+	mu     sync.Mutex // held while done is called
+	closed bool
+}
+
+var _ transport.Pipeliner = (*Transport)(nil)
+
+// OpenPipeline implements [transport.Pipeliner]. It does not wait for anything.
+func (t *Transport) OpenPipeline(
+	_ context.Context, done func(token uint64, r transport.Receipt, err error),
+) (transport.Pipeline, error) {
+	p, err := t.openPipeline(done)
+	if err != nil {
+		return nil, &transport.Error{Op: opPublish, Err: mapError(err)}
+	}
+
+	return p, nil
+}
+
+func (t *Transport) openPipeline(done func(token uint64, r transport.Receipt, err error)) (*pipeline, error) {
+	if t.closed.Load() {
+		return nil, transport.ErrClosed
+	}
+
+	nc := t.js.Conn()
+	p := &pipeline{transport: t, nc: nc, prefix: nc.NewInbox() + ".", done: done}
+
+	sub, err := nc.Subscribe(p.prefix+"*", p.receive)
+	if err != nil {
+		return nil, err
+	}
+
+	// What is under way is bounded by the owner of the pipeline.
+	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		return nil, err
+	}
+
+	p.sub = sub
+
+	return p, nil
+}
+
+// Send implements [transport.Pipeline].
+func (p *pipeline) Send(token uint64, msg transport.Message) error {
+	if err := p.send(token, msg); err != nil {
+		return &transport.Error{Op: opPublish, Subject: msg.Subject, Err: mapError(err)}
+	}
+
+	return nil
+}
+
+func (p *pipeline) send(token uint64, msg transport.Message) error {
+	switch {
+	case p.transport.closed.Load():
+		return transport.ErrClosed
+	case msg.Reply != "" || msg.Terms != nil:
+		return fmt.Errorf("%w: a reply subject or terms in a pipeline", transport.ErrUnsupported)
+	}
+
+	if err := writable(p.nc); err != nil {
+		return err
+	}
+
+	header, err := publishHeader(msg)
+	if err != nil {
+		return err
+	}
+
+	var buf [96]byte
+
+	reply := string(strconv.AppendUint(append(buf[:0], p.prefix...), token, 36))
+
+	if len(header) == 0 {
+		return p.nc.PublishRequest(msg.Subject, reply, msg.Data) //nolint:wrapcheck // Send does
+	}
+
+	return p.nc.PublishMsg(&nats.Msg{Subject: msg.Subject, Reply: reply, Header: header, Data: msg.Data}) //nolint:wrapcheck // see above
+}
+
+// receive is the callback of the reply subjects.
+func (p *pipeline) receive(msg *nats.Msg) {
+	token, err := strconv.ParseUint(strings.TrimPrefix(msg.Subject, p.prefix), 36, 64)
+	if err != nil {
+		return // none of ours
+	}
+
+	r, err := p.transport.published.parse(msg)
+	if err != nil {
+		err = &transport.Error{Op: opPublish, Err: err}
+	}
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	if !p.closed {
+		p.done(token, r, err)
+	}
+}
+
+// Close implements [transport.Pipeline].
+func (p *pipeline) Close() error {
+	p.mu.Lock()
+	closed := p.closed
+	p.closed = true
+	p.mu.Unlock()
+
+	if closed {
+		return nil
+	}
+
+	if err := p.sub.Unsubscribe(); err != nil && !p.nc.IsClosed() {
+		return &transport.Error{Op: opClose, Err: mapError(err)}
+	}
+
+	return nil
+}
