@@ -53,6 +53,12 @@ type Config struct {
 	// Concurrency is how many handlers run at once, at least 1.
 	Concurrency int
 
+	// Window, if positive, is how many deliveries are taken from the broker
+	// before they can be handled. By default that follows from the pace of
+	// the handlers. It is for deliveries without a lease whose time in the
+	// queue has to be known.
+	Window int
+
 	// Handle handles the job's delivery and settles it. With retry, the job
 	// is kept and handled again after the given time; its lane stays closed.
 	// It is called from several goroutines and does not panic.
@@ -83,7 +89,7 @@ type Engine struct {
 	cfg  Config
 	sub  transport.Subscription
 	info transport.Info
-	base context.Context
+	base context.Context //nolint:containedctx // the values of the handlers' contexts
 
 	mu       sync.Mutex
 	work     sync.Cond // workers wait here for jobs
@@ -170,7 +176,7 @@ func (e *Engine) Deliver(d transport.Delivery) {
 	e.mu.Unlock()
 
 	job.Delivery = d
-	job.lease = now
+	job.arrived, job.lease = now, now
 
 	if e.cfg.Lane != nil {
 		// The sink is serial, so keys keep the order of arrival.
@@ -205,6 +211,9 @@ func (e *Engine) enqueue(job *Job) {
 
 	switch {
 	case e.idle > 0:
+		// Counted here, not by the one who wakes: of two jobs that come before
+		// it does, the second must find another worker.
+		e.idle--
 		e.work.Signal()
 	case e.workers < e.cfg.Concurrency:
 		e.workers++
@@ -231,7 +240,6 @@ func (e *Engine) worker() {
 
 			e.idle++
 			e.work.Wait()
-			e.idle--
 		}
 
 		job := e.ready.pop()
@@ -246,7 +254,6 @@ func (e *Engine) worker() {
 
 		ctx := scope.enter(e.base)
 		job.state, job.started, job.cancel = running, start, scope.cancel
-		job.settling.Store(false)
 		e.mu.Unlock()
 
 		after, retry := e.cfg.Handle(ctx, job)
@@ -354,6 +361,7 @@ func (e *Engine) again(job *Job, due time.Time) {
 	}
 
 	job.state, job.due = waiting, due
+	job.settling.Store(false)
 	job.Retries++
 	e.waiting++
 
@@ -386,7 +394,11 @@ func (e *Engine) demand() int {
 	}
 
 	parked := min(e.blocked+e.waiting, maxParked)
-	window, step := e.pace.window(e.cfg.Concurrency, e.info.AckWait)
+
+	window, step := e.cfg.Window, e.cfg.Window/2
+	if window <= 0 {
+		window, step = e.pace.window(e.cfg.Concurrency, e.info.AckWait)
+	}
 
 	missing := window - (e.held.len - parked) - e.granted
 	if missing < step {

@@ -482,7 +482,7 @@ func TestDrainFinishesWhatRunsAndHandsBackTheRest(t *testing.T) {
 		b.mu.Lock()
 		b.backlog = 5
 
-		var ds []transport.Delivery
+		ds := make([]transport.Delivery, 0, 5)
 		for range 5 {
 			ds = append(ds, b.deliveryLocked())
 		}
@@ -609,6 +609,7 @@ func TestEndOfTheSubscriptionIsReturned(t *testing.T) {
 	})
 }
 
+//nolint:paralleltest // allocations are counted
 func TestDeliverAllocatesNothing(t *testing.T) {
 	b := newBroker(0, transport.Info{AckWait: time.Minute})
 	handled := make(chan struct{}, 1)
@@ -672,6 +673,94 @@ func TestHandedBackMessagesDoNotComeBackHere(t *testing.T) {
 
 		if n := b.count(transport.Nak); n != 2 {
 			t.Errorf("%d of 2 were handed back", n)
+		}
+	})
+}
+
+func TestTwoAtOnceFindTwoWorkers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		b := newBroker(0, transport.Info{})
+
+		var running atomic.Int32
+
+		release := make(chan struct{})
+		cfg := config(func(_ context.Context, job *engine.Job) {
+			running.Add(1)
+			<-release
+			running.Add(-1)
+			ack(job)
+		})
+		cfg.Concurrency = 2
+		result := start(ctx, b, cfg)
+
+		deliver := func() {
+			b.mu.Lock()
+			d := b.deliveryLocked()
+			b.mu.Unlock()
+			b.sink(d)
+		}
+
+		for range 200 {
+			deliver()
+			deliver()
+			synctest.Wait()
+
+			if n := running.Load(); n != 2 {
+				t.Fatalf("%d of 2 handlers run", n)
+			}
+
+			release <- struct{}{}
+			release <- struct{}{}
+
+			synctest.Wait()
+		}
+
+		cancel()
+		<-result
+	})
+}
+
+func TestRecycledJobsKeepTheirLeasesWhileTheyWait(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		b := newBroker(0, transport.Info{AckWait: 3 * time.Second})
+
+		var handled atomic.Int32
+
+		result := start(ctx, b, config(func(_ context.Context, job *engine.Job) {
+			if handled.Add(1) > 3 {
+				time.Sleep(10 * time.Second)
+			}
+
+			ack(job)
+		}))
+
+		for range 3 { // these fill the free list
+			b.mu.Lock()
+			d := b.deliveryLocked()
+			b.mu.Unlock()
+			b.sink(d)
+			synctest.Wait()
+		}
+
+		b.mu.Lock()
+		first, second := b.deliveryLocked(), b.deliveryLocked()
+		b.mu.Unlock()
+		b.sink(first)
+		b.sink(second)
+
+		time.Sleep(30 * time.Second)
+		cancel()
+
+		if err := <-result; err != nil {
+			t.Fatal(err)
+		}
+
+		if handled.Load() != 5 {
+			t.Errorf("%d of 5 were handled: a lease ran out behind a slow handler", handled.Load())
 		}
 	})
 }

@@ -28,6 +28,7 @@ type Job struct {
 	settling atomic.Bool
 
 	state      state
+	arrived    time.Time
 	lease      time.Time // when the lease was last known to be renewed
 	started    time.Time
 	due        time.Time
@@ -55,9 +56,11 @@ const (
 // after a delayed nak would undo the delay.
 func (j *Job) Settling() { j.settling.Store(true) }
 
-// Arrived returns when the delivery reached the engine. It is for deliveries
-// without a lease: the time moves as leases are renewed.
-func (j *Job) Arrived() time.Time { return j.lease }
+// Arrived returns when the delivery reached the engine.
+func (j *Job) Arrived() time.Time { return j.arrived }
+
+// Started returns when this try began. It is for Handle.
+func (j *Job) Started() time.Time { return j.started }
 
 // nak hands the delivery back. A failure changes nothing: the lease runs out.
 func (j *Job) nak(delay time.Duration) {
@@ -75,6 +78,7 @@ func (e *Engine) acquire() *Job {
 
 	e.free = job.next
 	job.next = nil
+	job.settling.Store(false)
 
 	return job
 }

@@ -37,7 +37,7 @@ func (e *Engine) keep(ctx context.Context) {
 			k.renew(ctx, now)
 		}
 
-		timer.Reset(max(next, time.Millisecond))
+		timer.Reset(max(next-time.Since(now), time.Millisecond))
 	}
 }
 
