@@ -37,7 +37,9 @@ var _ Consumer[struct{}] = (*BoundConsumer[struct{}])(nil)
 // It fails with [ErrUnsupported], [ErrInvalidOption] or [ErrInvalidSubject].
 //
 // The group is attached with the first Fetch.
-func NewConsumer[T any](t transport.Subscriber, codec Codec[T], subject string, opts ...ConsumerOption) (*BoundConsumer[T], error) {
+func NewConsumer[T any](
+	t transport.Subscriber, codec Codec[T], subject string, opts ...ConsumerOption,
+) (*BoundConsumer[T], error) {
 	c := newConsumer(t, codec, subject, opts)
 
 	if c.err == nil {
@@ -69,7 +71,7 @@ func BindConsumer[T any](t transport.Subscriber, err error, codec Codec[T], opts
 
 func newConsumer[T any](t transport.Subscriber, codec Codec[T], subject string, opts []ConsumerOption) *BoundConsumer[T] {
 	c := &BoundConsumer[T]{codec: codec, transport: t, subject: subject, turn: make(chan struct{}, 1)}
-	c.closing, c.close = context.WithCancel(context.Background())
+	c.closing, c.close = context.WithCancel(context.Background()) //nolint:gosec // Close calls it
 	c.turn <- struct{}{}
 
 	switch {
@@ -147,8 +149,7 @@ func (c *BoundConsumer[T]) failure(err error) error {
 		err = fmt.Errorf("%w: the consumer", ErrClosed)
 	}
 
-	var told *Error
-	if errors.As(err, &told) {
+	if _, told := errors.AsType[*Error](err); told {
 		return err
 	}
 
@@ -276,8 +277,8 @@ func (c *BoundConsumer[T]) decode(ctx context.Context, deliveries []transport.De
 			continue
 		}
 
-		terr := d.Settler.Settle(ctx, d.Token, transport.Verdict{Action: transport.Term, Reason: reasonDecode})
-		c.cfg.log().LogAttrs(ctx, slog.LevelWarn, "goflux: a message was terminated: "+reasonDecode,
+		terr := d.Settler.Settle(ctx, d.Token, transport.Verdict{Action: transport.Term, Reason: ReasonUndecodable})
+		c.cfg.log().LogAttrs(ctx, slog.LevelWarn, "goflux: a message was terminated: "+ReasonUndecodable,
 			slog.String("subject", d.Subject), slog.Any("error", err), slog.Any("settling", terr))
 	}
 

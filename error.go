@@ -16,6 +16,10 @@ type Error = transport.Error
 // were too slow for it. It matches [ErrDropped].
 type DroppedError = transport.DroppedError
 
+// ConflictError says that a message was not stored because something else was
+// stored since, and what; see [ExpectLastSequence]. It matches [ErrConflict].
+type ConflictError = transport.ConflictError
+
 // DrainError is returned by Subscribe when handlers had not finished at the end
 // of the drain timeout. It tells how many messages were abandoned.
 type DrainError = engine.DrainError
@@ -56,6 +60,37 @@ var (
 	// ErrSubjectMismatch: the subject of Subscribe does not cover what the
 	// consumer delivers.
 	ErrSubjectMismatch = transport.ErrSubjectMismatch
+)
+
+// Errors of stored requests, see [DurableRequester].
+var (
+	// ErrDuplicateRequest: a request with the message id was made before, and
+	// its reply goes to whoever made it. Submit and Await share it.
+	ErrDuplicateRequest = transport.ErrDuplicateRequest
+	// ErrTicketUnknown: the ticket is not one of this kind of requester, is
+	// damaged, or nothing was submitted under it.
+	ErrTicketUnknown = transport.ErrTicketUnknown
+	// ErrTicketExpired: the request of the ticket is done with, and its reply
+	// is not kept any more.
+	ErrTicketExpired = transport.ErrTicketExpired
+)
+
+// Errors of publishing.
+var (
+	// ErrPublishUnknown: time ran out, the connection broke or the publisher
+	// was closed before the broker had confirmed a message that was sent: it
+	// may be stored, or not, or yet be stored. Publishing it again under the
+	// same id is safe where the broker de-duplicates.
+	ErrPublishUnknown = transport.ErrPublishUnknown
+	// ErrUnavailable: the broker cannot take the message at the moment;
+	// nothing was stored.
+	ErrUnavailable = transport.ErrUnavailable
+	// ErrConflict: the last sequence was not the expected one, and nothing was
+	// stored; see [ConflictError].
+	ErrConflict = transport.ErrConflict
+	// ErrDuplicate: an atomic batch has a message whose id is stored already,
+	// and nothing was stored.
+	ErrDuplicate = transport.ErrDuplicate
 )
 
 // Errors that a handler meets, or that say what became of a message.

@@ -24,6 +24,7 @@ package goflux
 
 import (
 	"context"
+	"slices"
 
 	"github.com/foomo/goencode"
 )
@@ -42,6 +43,24 @@ type Publisher[T any] interface {
 	// Close makes every later Publish fail with [ErrClosed]. It closes
 	// neither the transport nor the connection. Closing twice returns nil.
 	Close() error
+}
+
+// BatchPublisher sends many values without waiting for each.
+type BatchPublisher[T any] interface {
+	Publisher[T]
+
+	// PublishBatch sends the items in order and returns what became of each,
+	// in the same order. The error is nil when all were published. It blocks
+	// no longer than ctx.
+	PublishBatch(ctx context.Context, items ...Item[T]) ([]Result, error)
+
+	// PublishAsync sends v and returns before the broker has confirmed it.
+	// It blocks while too many are under way, no longer than ctx.
+	PublishAsync(ctx context.Context, subject string, v T) (*Pending, error)
+
+	// Flush returns when everything that was published before has been
+	// confirmed, or has failed, or ctx ends.
+	Flush(ctx context.Context) error
 }
 
 // Subscriber hands messages of one type to a handler.
@@ -107,8 +126,8 @@ type Middleware[T any] func(Handler[T]) Handler[T]
 // sees the message first and the error last.
 func Chain[T any](middlewares ...Middleware[T]) Middleware[T] {
 	return func(h Handler[T]) Handler[T] {
-		for i := len(middlewares) - 1; i >= 0; i-- {
-			h = middlewares[i](h)
+		for _, middleware := range slices.Backward(middlewares) {
+			h = middleware(h)
 		}
 
 		return h

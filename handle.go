@@ -61,7 +61,7 @@ func (p *processor[T]) handle(ctx context.Context, job *engine.Job) (time.Durati
 		return p.conclude(ctx, job, job.Failure)
 	}
 
-	start := time.Now()
+	start := p.telemetry.clock(ctx, p.telemetry.consumed, p.telemetry.processed)
 	ctx, span := p.telemetry.startProcess(ctx, &job.Delivery, p.filter)
 
 	if id := headerID(job.Delivery.Header); id != "" {
@@ -69,12 +69,9 @@ func (p *processor[T]) handle(ctx context.Context, job *engine.Job) (time.Durati
 	}
 
 	err := p.run(ctx, job)
-	took := time.Since(start)
-	after, retry := p.conclude(ctx, job, err)
+	p.telemetry.endProcess(ctx, span, p.filter, start, err)
 
-	p.telemetry.endProcess(ctx, span, p.filter, took, err)
-
-	return after, retry
+	return p.conclude(ctx, job, err)
 }
 
 // run calls the handler, if the payload decodes, and turns panics into errors.
@@ -116,7 +113,7 @@ func decodeInto[T any](codec Codec[T], data []byte, v *T) (err error) {
 	}()
 	defer recoverTo(&err)
 
-	return codec.Decode(data, v)
+	return codec.Decode(data, v) //nolint:wrapcheck // marked above
 }
 
 // guard calls f and turns a panic into an error.

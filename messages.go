@@ -72,7 +72,7 @@ func Messages[T any](ctx context.Context, sub Subscriber[T], subject string) ite
 
 				if !more {
 					cancel()
-					<-ended
+					<-ended //nolint:errcheck // the loop is over: there is nobody to tell
 
 					return
 				}

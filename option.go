@@ -41,17 +41,41 @@ type ConsumerOption interface {
 	applyConsumer(c *consumerConfig) error
 }
 
+// RequesterOption configures a requester.
+type RequesterOption interface {
+	Option
+
+	applyRequester(c *requesterConfig) error
+}
+
+// ResponderOption configures a responder.
+type ResponderOption interface {
+	Option
+
+	applyResponder(c *responderConfig) error
+}
+
 // CommonOption fits every role.
 type CommonOption interface {
 	PublisherOption
 	SubscriberOption
 	ConsumerOption
+	RequesterOption
+	ResponderOption
 }
 
-// ReceiverOption fits subscribers and consumers.
+// ReceiverOption fits whatever receives: subscribers, consumers and responders.
 type ReceiverOption interface {
 	SubscriberOption
 	ConsumerOption
+	ResponderOption
+}
+
+// ServingOption fits what serves until its context ends: subscribers and
+// responders.
+type ServingOption interface {
+	SubscriberOption
+	ResponderOption
 }
 
 // WithTelemetry sets where spans and metrics go, and how trace context crosses
@@ -81,7 +105,8 @@ func WithLogger(l *slog.Logger) CommonOption {
 // (JetStream: a durable consumer of that name) the group keeps its place while
 // no member is there. The name is checked with [transport.ValidateName].
 //
-// Without it, every subscription gets every message; a [Consumer] needs one.
+// Without it, every subscription gets every message; a [Consumer] needs one, and
+// a [Responder] has one, see [WithoutQueueGroup].
 func WithQueueGroup(name string) ReceiverOption {
 	return receiverOption{"WithQueueGroup", func(c *receiverConfig) error {
 		c.group = name
@@ -109,30 +134,31 @@ func WithManualAck() SubscriberOption {
 // a message whose handler's success was recorded does not come again because
 // an ack was lost. It costs a round trip per message. Transports without acks
 // refuse it with [ErrUnsupported].
-func WithAckSync() SubscriberOption {
-	return subscriberOption{"WithAckSync", func(c *subscriberConfig) error {
+func WithAckSync() ServingOption {
+	return servingOption{"WithAckSync", func(c *subscriberConfig) error {
 		c.ackSync = true
 
 		return nil
 	}}
 }
 
-// WithReady sets a function that is called once per Subscribe, when the broker
-// has the subscription: what is published from then on is not missed. It is
-// called from the goroutine of Subscribe and must not block.
-func WithReady(ready func()) SubscriberOption {
-	return subscriberOption{"WithReady", func(c *subscriberConfig) error {
+// WithReady sets a function that is called once per Subscribe or Serve, when the
+// broker has the subscription: what is sent from then on is not missed. It is
+// called from the goroutine of Subscribe or Serve and must not block.
+func WithReady(ready func()) ServingOption {
+	return servingOption{"WithReady", func(c *subscriberConfig) error {
 		c.ready = ready
 
 		return nil
 	}}
 }
 
-// WithConcurrency sets how many handlers run at once; the default is 1, which
-// keeps the order of the subject. What is fetched ahead follows from n and the
+// WithConcurrency sets how many handlers run at once, 1 to 65,536. The default is
+// 1 for subscribers, which keeps the order of the subject, and 64 for responders,
+// whose requests have no order. What is fetched ahead follows from n and the
 // pace of the handlers. See [WithOrderingKey] for order with concurrency.
-func WithConcurrency(n int) SubscriberOption {
-	return subscriberOption{"WithConcurrency", func(c *subscriberConfig) error {
+func WithConcurrency(n int) ServingOption {
+	return servingOption{"WithConcurrency", func(c *subscriberConfig) error {
 		c.concurrency = n
 
 		if n < 1 || n > maxConcurrency {
@@ -147,8 +173,8 @@ func WithConcurrency(n int) SubscriberOption {
 // default is [DefaultRetryPolicy]. A BackOff list in the configuration of a
 // JetStream consumer wins over it. Transports without redelivery refuse it
 // with [ErrUnsupported].
-func WithRetryPolicy(p RetryPolicy) SubscriberOption {
-	return subscriberOption{"WithRetryPolicy", func(c *subscriberConfig) error {
+func WithRetryPolicy(p RetryPolicy) ServingOption {
+	return servingOption{"WithRetryPolicy", func(c *subscriberConfig) error {
 		c.retry, c.retrySet = p, true
 
 		if p == nil {
@@ -163,8 +189,8 @@ func WithRetryPolicy(p RetryPolicy) SubscriberOption {
 // Subscribe's ctx, with a live context and their leases kept; the default is
 // 30 s. Zero cancels them at once. Afterwards they have one more second to
 // return.
-func WithDrainTimeout(d time.Duration) SubscriberOption {
-	return subscriberOption{"WithDrainTimeout", func(c *subscriberConfig) error {
+func WithDrainTimeout(d time.Duration) ServingOption {
+	return servingOption{"WithDrainTimeout", func(c *subscriberConfig) error {
 		c.drainTimeout = d
 
 		if d < 0 {
@@ -179,8 +205,8 @@ func WithDrainTimeout(d time.Duration) SubscriberOption {
 // is no longer renewed and the handler's context ends with the cause
 // [ErrMaxHandlingTime]. It is enforced to within an eighth. By default there
 // is no bound; zero means that.
-func WithMaxHandlingTime(d time.Duration) SubscriberOption {
-	return subscriberOption{"WithMaxHandlingTime", func(c *subscriberConfig) error {
+func WithMaxHandlingTime(d time.Duration) ServingOption {
+	return servingOption{"WithMaxHandlingTime", func(c *subscriberConfig) error {
 		c.maxHandling = d
 
 		if d < 0 {
@@ -211,6 +237,12 @@ func (c *commonConfig) log() *slog.Logger {
 
 type publisherConfig struct {
 	commonConfig
+
+	adr22   *transport.Retry // nil: the transport's own
+	ackWait time.Duration    // zero: the default
+	safe    bool             // repeat under a stable id
+	attempt time.Duration
+	flush   bool
 }
 
 // receiverConfig is what subscribers and consumers share.
@@ -255,6 +287,8 @@ type commonOption struct {
 func (o commonOption) applyPublisher(c *publisherConfig) error   { return o.apply(&c.commonConfig) }
 func (o commonOption) applySubscriber(c *subscriberConfig) error { return o.apply(&c.commonConfig) }
 func (o commonOption) applyConsumer(c *consumerConfig) error     { return o.apply(&c.commonConfig) }
+func (o commonOption) applyRequester(c *requesterConfig) error   { return o.apply(&c.commonConfig) }
+func (o commonOption) applyResponder(c *responderConfig) error   { return o.apply(&c.commonConfig) }
 
 type receiverOption struct {
 	named
@@ -264,6 +298,24 @@ type receiverOption struct {
 
 func (o receiverOption) applySubscriber(c *subscriberConfig) error { return o.apply(&c.receiverConfig) }
 func (o receiverOption) applyConsumer(c *consumerConfig) error     { return o.apply(&c.receiverConfig) }
+func (o receiverOption) applyResponder(c *responderConfig) error   { return o.apply(&c.receiverConfig) }
+
+type servingOption struct {
+	named
+
+	apply func(*subscriberConfig) error
+}
+
+func (o servingOption) applySubscriber(c *subscriberConfig) error { return o.apply(c) }
+func (o servingOption) applyResponder(c *responderConfig) error   { return o.apply(&c.subscriberConfig) }
+
+type publisherOption struct {
+	named
+
+	apply func(*publisherConfig) error
+}
+
+func (o publisherOption) applyPublisher(c *publisherConfig) error { return o.apply(c) }
 
 type subscriberOption struct {
 	named

@@ -10,31 +10,66 @@ import (
 // after d, whatever the retry policy says. Zero and less mean at once. err is
 // the reason and may be nil. On the last attempt it counts as any error.
 func RetryAfter(d time.Duration, err error) error {
-	return &outcome{kind: outcomeRetry, delay: d, err: err}
+	return &outcome{kind: OutcomeDelayed, delay: d, err: err}
 }
 
 // Reject returns an error that says that handling the message can never
 // succeed: it goes to the dead letters, where these are configured, and is not
 // delivered again. err is the reason and may be nil: Reject(nil) is a
 // rejection, too.
-func Reject(err error) error { return &outcome{kind: outcomeReject, err: err} }
+func Reject(err error) error { return &outcome{kind: OutcomeRejected, err: err} }
 
 // Drop returns an error that says that the message is of no use: it is neither
 // delivered again nor kept as a dead letter. err is the reason and may be nil.
-func Drop(err error) error { return &outcome{kind: outcomeDrop, err: err} }
+func Drop(err error) error { return &outcome{kind: OutcomeDropped, err: err} }
 
-type outcomeKind uint8
+// Outcome is what a handler's error asks for. Its values are names of low
+// cardinality, for logs and metrics.
+type Outcome string
 
 const (
-	outcomeRetry outcomeKind = iota + 1
-	outcomeReject
-	outcomeDrop
+	// OutcomeOK is no error: the message was handled.
+	OutcomeOK Outcome = "ok"
+	// OutcomeFailed is an error that names no outcome: the retry policy decides.
+	OutcomeFailed Outcome = "failed"
+	// OutcomePanicked is a failure that is a panic.
+	OutcomePanicked Outcome = "panicked"
+	// OutcomeDelayed is [RetryAfter].
+	OutcomeDelayed Outcome = "delayed"
+	// OutcomeRejected is [Reject], or a payload that did not decode.
+	OutcomeRejected Outcome = "rejected"
+	// OutcomeDropped is [Drop].
+	OutcomeDropped Outcome = "dropped"
 )
+
+// OutcomeOf returns what err asks for. An outcome counts behind wrapping errors
+// too; of several, the outermost one does.
+func OutcomeOf(err error) Outcome {
+	if err == nil {
+		return OutcomeOK
+	}
+
+	if o, chosen := asOutcome(err); chosen {
+		return o.kind
+	}
+
+	if errors.Is(err, ErrPanic) {
+		return OutcomePanicked
+	}
+
+	return OutcomeFailed
+}
+
+// Chosen reports whether the handler named the outcome itself, with
+// [RetryAfter], [Reject] or [Drop].
+func (o Outcome) Chosen() bool {
+	return o == OutcomeDelayed || o == OutcomeRejected || o == OutcomeDropped
+}
 
 // outcome is an error that carries a verdict. It is found behind wrapping
 // errors as well; of several, the outermost counts.
 type outcome struct {
-	kind  outcomeKind
+	kind  Outcome
 	delay time.Duration
 	err   error
 }
@@ -42,12 +77,12 @@ type outcome struct {
 func (o *outcome) Error() string {
 	var verb string
 
-	switch o.kind {
-	case outcomeRetry:
+	switch o.kind { //nolint:exhaustive // the others are not made
+	case OutcomeDelayed:
 		verb = fmt.Sprintf("retry after %v", o.delay)
-	case outcomeReject:
+	case OutcomeRejected:
 		verb = "rejected"
-	case outcomeDrop:
+	case OutcomeDropped:
 		verb = "dropped"
 	}
 
@@ -61,7 +96,5 @@ func (o *outcome) Error() string {
 func (o *outcome) Unwrap() error { return o.err }
 
 func asOutcome(err error) (*outcome, bool) {
-	var o *outcome
-
-	return o, errors.As(err, &o)
+	return errors.AsType[*outcome](err)
 }

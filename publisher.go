@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/foomo/goflux/transport"
 )
@@ -52,7 +52,11 @@ func newPublisher[T any](t transport.Publisher, codec Codec[T], opts []Publisher
 	case codec.Encode == nil:
 		p.err = fmt.Errorf("%w: the codec cannot encode", ErrInvalidOption)
 	default:
-		p.err = applyOptions(opts, PublisherOption.applyPublisher, &p.cfg)
+		p.receipts = t.Capabilities().Has(transport.Receipts)
+
+		if p.err = applyOptions(opts, PublisherOption.applyPublisher, &p.cfg); p.err == nil {
+			p.err = p.cfg.check(t)
+		}
 	}
 
 	if p.err != nil {
@@ -72,44 +76,70 @@ func newPublisher[T any](t transport.Publisher, codec Codec[T], opts []Publisher
 // has taken it. Errors are [*Error] values around [ErrInvalidSubject],
 // [ErrInvalidHeader], [ErrEncode], [ErrTooLarge], [ErrNoStream], [ErrClosed],
 // [ErrDisconnected], [ErrBufferFull], [context.Canceled] or
-// [context.DeadlineExceeded]. After a deadline or a disconnect the message may
-// have been stored all the same: publish again under the same id.
+// [context.DeadlineExceeded]. On transports with receipts the message may be
+// stored all the same if, and only if, the error is [ErrPublishUnknown] as
+// well: publish it again under the same id, or see [WithPublishRetry].
 func (p *BoundPublisher[T]) Publish(ctx context.Context, subject string, v T) error {
-	_, err := p.PublishReceipt(ctx, subject, v)
+	_, err := p.publish(ctx, subject, v, nil)
 
 	return err
 }
 
-// PublishReceipt is [BoundPublisher.Publish] for those who want to know where
-// the broker stored the message, or that it was a duplicate.
-func (p *BoundPublisher[T]) PublishReceipt(ctx context.Context, subject string, v T) (Receipt, error) {
+func (p *BoundPublisher[T]) publish(ctx context.Context, subject string, v T, terms *transport.Terms) (Receipt, error) {
 	if err := p.ready(ctx, subject); err != nil {
 		return Receipt{}, err
 	}
 
-	data, err := p.codec.Encode(v)
+	data, err := p.encode(subject, v)
 	if err != nil {
-		return Receipt{}, &Error{Op: "publish", Subject: subject, Err: transport.Mark(ErrEncode, err)}
+		return Receipt{}, err
 	}
 
-	return p.send(ctx, subject, data)
+	return p.send(ctx, subject, data, terms)
+}
+
+func (p *BoundPublisher[T]) encode(subject string, v T) ([]byte, error) {
+	data, err := p.codec.Encode(v)
+	if err != nil {
+		return nil, &Error{Op: "publish", Subject: subject, Err: transport.Mark(ErrEncode, err)}
+	}
+
+	return data, nil
 }
 
 // sender is what all publishers share, whatever their type.
 type sender struct {
 	transport transport.Publisher
+	receipts  bool // what was published is confirmed
 	cfg       publisherConfig
 	telemetry *Telemetry
 	closed    atomic.Bool
+	ids       idSource
 	err       error // of the construction
+
+	mu   sync.Mutex
+	pipe *pipeline // nil until something is published asynchronously
 }
 
+var errPublisherClosed = fmt.Errorf("%w: the publisher", ErrClosed)
+
 // Close makes every later Publish fail with [ErrClosed]; calls that are under
-// way end as they would have. The transport stays open. It returns nil.
+// way end as they would have. What was published asynchronously and is not
+// confirmed ends with [ErrClosed], and [ErrPublishUnknown] if it was sent: call
+// Flush before. The transport stays open.
 func (s *sender) Close() error {
 	s.closed.Store(true)
 
-	return nil
+	s.mu.Lock()
+	pipe := s.pipe
+	s.pipe = nil
+	s.mu.Unlock()
+
+	if pipe == nil {
+		return nil
+	}
+
+	return pipe.close()
 }
 
 // ready checks what can be checked before the value is encoded.
@@ -119,7 +149,7 @@ func (s *sender) ready(ctx context.Context, subject string) error {
 	}
 
 	if s.closed.Load() {
-		return &Error{Op: "publish", Subject: subject, Err: fmt.Errorf("%w: the publisher", ErrClosed)}
+		return &Error{Op: "publish", Subject: subject, Err: errPublisherClosed}
 	}
 
 	if err := transport.ValidateSubject(subject); err != nil {
@@ -133,31 +163,54 @@ func (s *sender) ready(ctx context.Context, subject string) error {
 	return nil
 }
 
-func (s *sender) send(ctx context.Context, subject string, data []byte) (Receipt, error) {
-	start := time.Now()
-	id := outgoingID(ctx)
-
-	header, err := outgoingHeader(ctx, id)
+func (s *sender) send(ctx context.Context, subject string, data []byte, terms *transport.Terms) (Receipt, error) {
+	msg, err := s.message(subject, outgoingID(ctx), HeaderFromContext(ctx), data)
 	if err != nil {
-		return Receipt{}, &Error{Op: "publish", Subject: subject, Err: err}
+		return Receipt{}, err
 	}
 
-	ctx, span := s.telemetry.startSend(ctx, subject, id)
-	header = s.telemetry.inject(ctx, header)
+	msg.Terms = terms
 
-	receipt, err := s.transport.Publish(ctx, transport.Message{Subject: subject, Header: header, Data: data, ID: id})
+	start := s.telemetry.clock(ctx, s.telemetry.sent, s.telemetry.duration)
+	ctx, span := s.telemetry.startSend(ctx, subject, msg.ID)
+	msg.Header = s.telemetry.inject(ctx, msg.Header)
+
+	if s.cfg.flush {
+		var cancel context.CancelFunc
+
+		ctx, cancel = s.bound(ctx)
+		defer cancel()
+	}
+
+	receipt, err := s.deliver(ctx, msg)
+	if err == nil && s.cfg.flush {
+		err = s.flushTransport(ctx)
+	}
 
 	s.telemetry.endSend(ctx, span, start, err)
 
 	return receipt, err
 }
 
-// outgoingHeader returns the headers to send: a copy of those in ctx, and the
-// id. It is nil when there are none.
-func outgoingHeader(ctx context.Context, id string) (Header, error) {
-	h := HeaderFromContext(ctx)
+// message makes the message to send.
+func (s *sender) message(subject, id string, h Header, data []byte) (transport.Message, error) {
+	if s.cfg.safe && id == "" {
+		id = s.ids.next()
+	}
+
+	header, err := outgoingHeader(h, id)
+	if err != nil {
+		return transport.Message{}, &Error{Op: "publish", Subject: subject, Err: err}
+	}
+
+	return transport.Message{Subject: subject, Header: header, Data: data, ID: id, Retry: s.cfg.adr22}, nil
+}
+
+// outgoingHeader returns the headers to send: a copy of h, with the id. It is
+// nil when there are none.
+func outgoingHeader(h Header, id string) (Header, error) {
 	if len(h) == 0 && id == "" {
-		return nil, nil
+		return nil, nil //nolint:nilnil // no headers
 	}
 
 	if err := h.ValidateUser(); err != nil {

@@ -47,7 +47,7 @@ func ConstantRetry(d time.Duration) RetryPolicy {
 // jitter changes d by up to a fifth in either direction.
 func jitter(d time.Duration) time.Duration {
 	if fifth := int64(d) / 5; fifth > 0 {
-		return d + time.Duration(rand.Int64N(2*fifth+1)-fifth) //nolint:gosec // not a secret
+		return d + time.Duration(rand.Int64N(2*fifth+1)-fifth)
 	}
 
 	return d

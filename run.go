@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 )
 
@@ -62,8 +63,8 @@ func Run(ctx context.Context, tasks ...Task) error {
 		break
 	}
 
-	for i := len(tasks) - 1; i >= 0; i-- {
-		stops[i]()
+	for i, stop := range slices.Backward(stops) {
+		stop()
 		<-done[i]
 	}
 

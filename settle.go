@@ -38,6 +38,10 @@ func (s *settlement) attach(info transport.Info) {
 // conclude settles a delivery by the error of its handler. With retry, the
 // engine keeps the message and comes back to it after the given time.
 func (s *settlement) conclude(ctx context.Context, job *engine.Job, err error) (after time.Duration, retry bool) {
+	if b, begun := err.(*burial); begun { //nolint:errorlint // only ever as it is, see handle
+		return s.bring(ctx, job, b)
+	}
+
 	if err == nil {
 		if !s.cfg.manual {
 			s.settle(ctx, job, transport.Verdict{Action: s.ack()})
@@ -56,14 +60,14 @@ func (s *settlement) conclude(ctx context.Context, job *engine.Job, err error) (
 	}
 
 	switch {
-	case chosen && o.kind == outcomeDrop:
+	case chosen && o.kind == OutcomeDropped:
 		s.logFailure(job, "a message was dropped", err)
 		s.settle(ctx, job, transport.Verdict{Action: transport.Term, Reason: "dropped"})
 
 		return 0, false
-	case chosen && o.kind == outcomeReject:
+	case chosen && o.kind == OutcomeRejected:
 		return s.bury(ctx, job, err, reasonOf(undecodable))
-	case errors.Is(context.Cause(ctx), ErrLeaseLost):
+	case errors.Is(context.Cause(ctx), ErrLeaseLost) && !s.last(s.attempt(job)-job.Retries):
 		// The broker has given the message to somebody else: another nak
 		// would make a third delivery.
 		s.logFailure(job, "a handler failed after its lease was lost", err)
@@ -74,7 +78,7 @@ func (s *settlement) conclude(ctx context.Context, job *engine.Job, err error) (
 	attempt := s.attempt(job)
 
 	if s.last(attempt) {
-		return s.bury(ctx, job, err, reasonAttempts)
+		return s.bury(ctx, job, err, ReasonExhausted)
 	}
 
 	delay := s.delay(attempt)
@@ -127,56 +131,27 @@ func (s *settlement) delay(attempt int) time.Duration {
 	return s.cfg.retry(attempt)
 }
 
-// The reasons for which a message is buried.
-const (
-	reasonRejected = "rejected"
-	reasonDecode   = "undecodable"
-	reasonAttempts = "attempts exhausted"
-)
-
 func reasonOf(undecodable bool) string {
 	if undecodable {
-		return reasonDecode
+		return ReasonUndecodable
 	}
 
-	return reasonRejected
+	return ReasonRejected
 }
 
 // bury ends a message that will not be handled: it is stored as a dead letter,
 // where these are configured, and only then terminated. Until it is stored the
 // message is kept here, with its lease, and storing it is tried again.
 func (s *settlement) bury(ctx context.Context, job *engine.Job, err error, reason string) (after time.Duration, retry bool) {
-	if s.cfg.deadLetter == nil {
-		if reason == reasonAttempts {
-			s.giveUp(ctx, job, err)
-
-			return 0, false
-		}
-
+	switch {
+	case s.cfg.deadLetter != nil:
+		return s.beginBurial(ctx, job, err, reason)
+	case reason == ReasonExhausted:
+		s.giveUp(ctx, job, err)
+	default:
 		s.logFailure(job, "a message was terminated: "+reason, err)
 		s.settle(ctx, job, transport.Verdict{Action: transport.Term, Reason: reason})
-
-		return 0, false
 	}
-
-	attempt := s.attempt(job)
-
-	if derr := s.cfg.deadLetter.store(ctx, job.Delivery, s.info, reason, err, attempt); derr != nil {
-		s.logFailure(job, "a dead letter could not be stored; trying again", derr)
-
-		if !s.caps.Has(transport.Redelivery) && job.Retries >= deadLetterRetries {
-			s.logFailure(job, "a message was lost: neither handled nor stored as a dead letter", err)
-
-			return 0, false
-		}
-
-		job.Failure = err
-
-		return max(s.cfg.retry(attempt), deadLetterPause), true
-	}
-
-	s.logFailure(job, "a message went to the dead letters: "+reason, err, slog.Int("attempt", attempt))
-	s.settle(ctx, job, transport.Verdict{Action: transport.Term, Reason: reason})
 
 	return 0, false
 }
@@ -233,8 +208,7 @@ func (s *settlement) logFailure(job *engine.Job, text string, err error, attrs .
 		slog.Any("error", err),
 	)
 
-	var p *PanicError
-	if errors.As(err, &p) {
+	if p, panicked := errors.AsType[*PanicError](err); panicked {
 		attrs = append(attrs, slog.String("stack", string(p.Stack)))
 	}
 
@@ -248,8 +222,7 @@ func (r *receiver) onExpired(ctx context.Context, d transport.Delivery) {
 }
 
 func (r *receiver) onNotify(ctx context.Context, subject string, err error) {
-	var dropped *DroppedError
-	if errors.As(err, &dropped) {
+	if dropped, some := errors.AsType[*DroppedError](err); some {
 		r.dropped.Add(dropped.Count)
 	}
 

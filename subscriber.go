@@ -3,6 +3,7 @@ package goflux
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -80,8 +81,9 @@ func newSubscriber[T any](t transport.Subscriber, codec Codec[T], opts []Subscri
 // It returns nil when ctx ended or Close was called and all was finished, a
 // [*DrainError] when handlers had to be abandoned, and else why the
 // subscription could not begin or go on: an [*Error] around
-// [ErrInvalidSubject], [ErrSubjectMismatch], [ErrConsumerNotFound],
-// [ErrStreamNotFound], [ErrUnsupported], [ErrClosed] or ctx's own error.
+// [ErrInvalidSubject], [ErrInvalidOption] (see [WithDeadLetter]),
+// [ErrSubjectMismatch], [ErrConsumerNotFound], [ErrStreamNotFound],
+// [ErrUnsupported], [ErrClosed] or ctx's own error.
 func (s *BoundSubscriber[T]) Subscribe(ctx context.Context, subject string, handler Handler[T]) error {
 	if handler == nil {
 		return &Error{Op: "subscribe", Subject: subject, Err: fmt.Errorf("%w: the handler is nil", ErrInvalidOption)}
@@ -94,6 +96,7 @@ func (s *BoundSubscriber[T]) Subscribe(ctx context.Context, subject string, hand
 type receiver struct {
 	transport transport.Subscriber
 	cfg       subscriberConfig
+	window    int   // of the engine; 0 for its own
 	err       error // of the construction
 
 	closing context.Context //nolint:containedctx // ends the subscriptions on Close
@@ -186,10 +189,15 @@ func (r *receiver) serve(ctx context.Context, subject string, w work) error {
 	stop := context.AfterFunc(r.closing, cancel)
 	defer stop()
 
+	if err := r.cfg.deadLetter.checkSubject(r.transport, subject); err != nil {
+		return &Error{Op: "subscribe", Subject: subject, Err: err}
+	}
+
 	w.begin(r, subject)
 
 	cfg := engine.Config{
 		Concurrency:     r.cfg.concurrency,
+		Window:          r.window,
 		Handle:          w.handle,
 		Redelivery:      r.transport.Capabilities().Has(transport.Redelivery),
 		DrainTimeout:    r.cfg.drainTimeout,
@@ -214,6 +222,13 @@ func (r *receiver) serve(ctx context.Context, subject string, w work) error {
 
 	// Nothing is delivered before the engine asks for it.
 	w.attach(sub.Info())
+
+	if err := r.cfg.deadLetter.checkLoop(subject, sub.Info().Filter); err != nil {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+		defer cancel()
+
+		return errors.Join(&Error{Op: "subscribe", Subject: subject, Err: err}, sub.Close(closing))
+	}
 
 	if r.cfg.ready != nil {
 		r.cfg.ready()

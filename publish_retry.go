@@ -1,0 +1,333 @@
+package goflux
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/foomo/goflux/transport"
+)
+
+// WithRetryWait sets the time between two tries of a publish that no stream
+// answered for (ADR-22). The default is 250 ms. It needs a transport with
+// receipts.
+func WithRetryWait(d time.Duration) PublisherOption {
+	return publisherOption{"WithRetryWait", func(c *publisherConfig) error {
+		c.retry().Wait = d
+
+		if d <= 0 {
+			return fmt.Errorf("%w: a wait of %v", ErrInvalidOption, d)
+		}
+
+		return nil
+	}}
+}
+
+// WithRetryAttempts sets how many tries may follow the first one when no stream
+// answers (ADR-22): the subject has none, or its leader is being elected. The
+// default is 2. Zero turns retries off; -1 retries until the deadline of
+// Publish's ctx, or for the time of [WithAckWait] where it has none.
+//
+// Nothing was stored when no stream answered, so these retries need no message
+// id. They do not cover a leader that took the message and went away: see
+// [WithPublishRetry]. When they are used up the error is [ErrNoStream]; when
+// the deadline comes first it is [context.DeadlineExceeded] as well.
+func WithRetryAttempts(n int) PublisherOption {
+	return publisherOption{"WithRetryAttempts", func(c *publisherConfig) error {
+		c.retry().Attempts = n
+
+		if n < -1 {
+			return fmt.Errorf("%w: %d attempts: use 0 or more, or -1 for until the deadline", ErrInvalidOption, n)
+		}
+
+		return nil
+	}}
+}
+
+// WithAckWait sets how long a publish may take where its ctx has no deadline.
+// The default is 5 s, as nats.go has it.
+func WithAckWait(d time.Duration) PublisherOption {
+	return publisherOption{"WithAckWait", func(c *publisherConfig) error {
+		c.ackWait = d
+
+		if d <= 0 {
+			return fmt.Errorf("%w: an ack wait of %v", ErrInvalidOption, d)
+		}
+
+		return nil
+	}}
+}
+
+// WithPublishRetry makes publishing survive what a cluster goes through: an
+// attempt that is not confirmed within the given time, that no stream answered
+// for, or that found no connection, is repeated until ctx ends (or the ack
+// wait, see [WithAckWait], where it has no deadline). Zero means 500 ms, and
+// 2 s for messages that are published in batches or asynchronously, whose
+// confirmations come later. Where attempts end in silence the next ones are
+// given more time, up to four times as much.
+//
+// Repeating is safe because each message has an id, under which the broker
+// stores it once: the one of [WithMessageID], else one that is made up. Hence
+// it needs a transport with de-duplication, and ctx should end well within the
+// stream's de-duplication window (2 minutes by default). When ctx ends before
+// the broker has answered for good, the error says so: [ErrPublishUnknown].
+// Every other error means that the message is not stored. A receipt may say
+// that the message is a duplicate, of an attempt whose receipt was lost.
+//
+// It replaces the retries of ADR-22, and cannot be combined with
+// [WithRetryWait] and [WithRetryAttempts].
+func WithPublishRetry(attempt time.Duration) PublisherOption {
+	return publisherOption{"WithPublishRetry", func(c *publisherConfig) error {
+		c.safe, c.attempt = true, attempt
+
+		if attempt < 0 {
+			return fmt.Errorf("%w: %v for an attempt", ErrInvalidOption, attempt)
+		}
+
+		return nil
+	}}
+}
+
+// WithFlush makes Publish return only when the server has the message, on
+// transports that would else only hand it to the client (core NATS). It costs
+// a round trip and shows a lost connection; it does not tell whether somebody
+// received the message. Transports with receipts refuse it with
+// [ErrInvalidOption]: they always do.
+func WithFlush() PublisherOption {
+	return publisherOption{"WithFlush", func(c *publisherConfig) error {
+		c.flush = true
+
+		return nil
+	}}
+}
+
+// flusher is a transport whose Flush returns when the server has what was
+// published before.
+type flusher interface {
+	Flush(ctx context.Context) error
+}
+
+const (
+	defaultAckWait      = 5 * time.Second
+	defaultAttempt      = 500 * time.Millisecond
+	defaultAsyncAttempt = 2 * time.Second
+)
+
+// adr22 is how often, and when, a publish is repeated by default when no stream
+// answers.
+var adr22 = transport.Retry{Wait: 250 * time.Millisecond, Attempts: 2}
+
+// retry returns the retries of ADR-22, to be changed.
+func (c *publisherConfig) retry() *transport.Retry {
+	if c.adr22 == nil {
+		c.adr22 = new(adr22)
+	}
+
+	return c.adr22
+}
+
+// check reports options that do not fit each other or the transport.
+func (c *publisherConfig) check(t transport.Publisher) error {
+	if c.safe && c.adr22 != nil {
+		return fmt.Errorf("%w: WithPublishRetry replaces WithRetryWait and WithRetryAttempts", ErrInvalidOption)
+	}
+
+	if c.flush && t.Capabilities().Has(transport.Receipts) {
+		return fmt.Errorf("%w: WithFlush: this transport confirms every publish anyway", ErrInvalidOption)
+	}
+
+	if _, flushes := t.(flusher); c.flush && !flushes {
+		return fmt.Errorf("WithFlush: %w", ErrUnsupported)
+	}
+
+	return errors.Join(
+		require(t, c.adr22 != nil, "WithRetryAttempts", transport.Receipts),
+		require(t, c.safe, "WithPublishRetry", transport.Receipts, transport.Deduplication),
+	)
+}
+
+// deliver publishes a message in the way that the options say.
+func (s *sender) deliver(ctx context.Context, msg transport.Message) (Receipt, error) {
+	if s.cfg.safe {
+		msg.Retry = &noRetry
+
+		return s.persist(ctx, msg.Subject, func(ctx context.Context) (Receipt, error) {
+			return s.transport.Publish(ctx, msg)
+		})
+	}
+
+	if s.cfg.ackWait > 0 || s.cfg.adr22 != nil {
+		var cancel context.CancelFunc
+
+		ctx, cancel = s.bound(ctx)
+		defer cancel()
+	}
+
+	return s.transport.Publish(ctx, msg)
+}
+
+// bound gives ctx a deadline if it has none.
+func (s *sender) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, some := ctx.Deadline(); some {
+		return ctx, func() {}
+	}
+
+	return context.WithTimeout(ctx, s.cfg.wait())
+}
+
+// wait is how long a publish may take without a deadline.
+func (c *publisherConfig) wait() time.Duration {
+	return cmp.Or(c.ackWait, defaultAckWait)
+}
+
+// asyncAttempt is what the first attempt is given where nobody waits for it.
+func (c *publisherConfig) asyncAttempt() time.Duration {
+	return cmp.Or(c.attempt, defaultAsyncAttempt)
+}
+
+// noRetry leaves the retries to persist.
+var noRetry transport.Retry
+
+// persist publishes until the broker has confirmed it, has refused it, or ctx
+// ends. Each attempt is made under the same message ids.
+func (s *sender) persist(
+	ctx context.Context, subject string, attempt func(ctx context.Context) (Receipt, error),
+) (Receipt, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+
+	unknown := false
+	first := cmp.Or(s.cfg.attempt, defaultAttempt)
+	limit := first
+
+	for wait := retryPauseMin; ; wait = min(2*wait, retryPauseMax) {
+		trying, stop := context.WithTimeout(ctx, limit)
+		receipt, err := attempt(trying)
+
+		stop()
+
+		if err == nil {
+			return receipt, nil
+		}
+
+		timedOut := errors.Is(err, context.DeadlineExceeded)
+		unknown = unknown || errors.Is(err, ErrPublishUnknown)
+
+		switch {
+		case ctx.Err() != nil:
+			return Receipt{}, expired(subject, ctx.Err(), err, unknown)
+		case !timedOut && !repeatable(err):
+			return Receipt{}, refused(subject, err, unknown)
+		case timedOut:
+			wait = retryPauseMin // it has waited
+			limit = min(2*limit, attemptGrowth*first)
+		}
+
+		pause(ctx, jitter(wait))
+
+		if ctx.Err() != nil {
+			return Receipt{}, expired(subject, ctx.Err(), err, unknown)
+		}
+	}
+}
+
+const (
+	retryPauseMin = 20 * time.Millisecond
+	retryPauseMax = time.Second
+
+	// attemptGrowth bounds how much longer later attempts wait than the first:
+	// a broker that is slow rather than gone is not asked in vain for ever.
+	attemptGrowth = 4
+)
+
+// repeatable reports whether a publish failed for now.
+func repeatable(err error) bool {
+	return errors.Is(err, ErrPublishUnknown) || errors.Is(err, ErrNoStream) || errors.Is(err, ErrUnavailable) || unsent(err)
+}
+
+// unsent reports whether a publish failed for want of a way to the broker.
+func unsent(err error) bool {
+	return errors.Is(err, ErrDisconnected) || errors.Is(err, ErrBufferFull)
+}
+
+// refused is the error of a publish that the broker refused. What became of an
+// earlier attempt is not known by that, except where the broker has told that
+// it was not stored.
+func refused(subject string, err error, unknown bool) error {
+	if unknown && !errors.Is(err, ErrConflict) && !errors.Is(err, ErrDuplicate) && !errors.Is(err, ErrPublishUnknown) {
+		err = transport.Mark(ErrPublishUnknown, cause(err))
+	}
+
+	return publishError(subject, err)
+}
+
+// expired is the error of a publish that was repeated until ctx ended. last is
+// what the last attempt ended with, nil if there was none.
+func expired(subject string, ended, last error, unknown bool) error {
+	err := ended
+
+	switch last = cause(last); {
+	case last == nil:
+	case errors.Is(last, ended):
+		err = last
+	default:
+		err = transport.Mark(ended, last)
+	}
+
+	if unknown && !errors.Is(err, ErrPublishUnknown) {
+		err = transport.Mark(ErrPublishUnknown, err)
+	}
+
+	return publishError(subject, err)
+}
+
+// publishError gives err its circumstances, unless it has them.
+func publishError(subject string, err error) error {
+	if _, told := err.(*Error); told { //nolint:errorlint // around all of it
+		return err
+	}
+
+	return &Error{Op: "publish", Subject: subject, Err: err}
+}
+
+// cause is what an error is about, without its circumstances.
+func cause(err error) error {
+	if e, told := err.(*Error); told { //nolint:errorlint // what is inside is kept
+		return e.Err
+	}
+
+	return err
+}
+
+// pause waits for d, no longer than ctx.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// idSource makes up message ids: 130 random bits, and a number. It costs less
+// than random bits for each.
+type idSource struct {
+	once   sync.Once
+	prefix string
+	last   atomic.Uint64
+}
+
+func (s *idSource) next() string {
+	s.once.Do(func() { s.prefix = rand.Text() + "-" })
+
+	var buf [48]byte
+
+	return string(strconv.AppendUint(append(buf[:0], s.prefix...), s.last.Add(1), 36))
+}
