@@ -1,0 +1,171 @@
+package chaos_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/foomo/goflux"
+	"github.com/foomo/goflux/codec/raw"
+	"github.com/foomo/goflux/internal/chaos"
+	"github.com/foomo/goflux/internal/natstest"
+)
+
+// patience is the deadline of callers that must not see an error.
+const patience = 10 * time.Second
+
+// publishing is a cluster with publishers, and what comes over them.
+type publishing struct {
+	*scenario
+	*cluster
+	checker *chaos.Checker
+	conns   []*nats.Conn
+	done    counter // messages whose publishing has ended
+	total   int
+	slowest longest
+	faults  []fault
+}
+
+const story = "STORY"
+
+func (s *scenario) publishing(promises chaos.Promises, total int) *publishing {
+	p := &publishing{scenario: s, cluster: s.cluster(), checker: chaos.NewChecker(promises), total: total}
+	for range size(4, 8) {
+		p.conns = append(p.conns, p.connect())
+	}
+	p.stream(natstest.JetStream(s.T, p.conns[0]), story)
+	stepDowns, restarts, troubles := size(4, 40), size(1, 6), size(1, 4)
+	p.faults = append(p.faults, times(stepDowns, p.stepDownStream(story))...)
+	p.faults = append(p.faults, times(restarts, p.restart(story, &p.done, total, total/50))...)
+	for _, trouble := range []fault{p.cut(), p.halfClose(), p.stall(time.Second), p.drop(time.Second)} {
+		p.faults = append(p.faults, times(troubles, trouble)...)
+	}
+	return p
+}
+
+// run lets the publishers work under the faults, and closes the books.
+func (p *publishing) run(publishers int, publish func(n int)) {
+	p.scenario.Helper()
+	var wg sync.WaitGroup
+	for n := range publishers {
+		wg.Go(func() { publish(n) })
+	}
+	p.storm(&p.done, p.total, p.faults)
+	wg.Wait()
+
+	ctx, cancel := context.WithTimeout(p.ctx, natstest.Limit)
+	defer cancel()
+	p.must(p.WaitStream(ctx, story, p.Len()))
+	p.must(p.checker.ReadStream(p.ctx, natstest.JetStream(p.scenario.T, natstest.Connect(p.scenario.T, p.Cluster)), story))
+	r := p.verify(p.checker, fmt.Sprintf("%d publishers, %d faults", publishers, len(p.faults)), "slowest publish "+p.slowest.String())
+	if r.Sent != uint64(p.total) {
+		p.Errorf("%d sent, want %d", r.Sent, p.total)
+	}
+}
+
+// Publishers that repeat what is not confirmed, while leaders step down, nodes
+// restart and connections are cut. Most have patience and must not see an
+// error; a tenth has very little, to make the outcome of some unknown.
+func TestSoakPublish(t *testing.T) {
+	parallel(t)
+	s := begin(t)
+	publishers := size(16, 64)
+	each := size(320, 3125)
+	p := s.publishing(chaos.StoredOnce|chaos.StoredInOrder, publishers*each)
+
+	p.run(publishers, func(n int) {
+		tr := s.transportOver(natstest.JetStream(t, p.conns[n%len(p.conns)]))
+		pub, err := goflux.NewPublisher(tr, raw.String(), goflux.WithPublishRetry(0))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for range each {
+			id := p.checker.Send(fmt.Sprint("publisher-", n))
+			patient := !s.one(10, id)
+			limit := patience
+			if !patient {
+				limit = time.Millisecond << (hash(s.seed, id) % 8)
+			}
+			p.publish(pub, id, limit, patient)
+		}
+	})
+}
+
+func (p *publishing) publish(pub *goflux.BoundPublisher[string], id chaos.ID, limit time.Duration, patient bool) {
+	ctx, cancel := context.WithTimeout(goflux.WithMessageID(p.ctx, id.String()), limit)
+	defer cancel()
+	start := time.Now()
+	receipt, err := pub.Send(ctx, "story."+id.Key, id.String())
+	p.slowest.note(time.Since(start))
+	p.checker.Published(id, resultOf(err), receipt.Sequence)
+	p.done.Add(1)
+	switch {
+	case err == nil:
+	case patient:
+		p.Errorf("%v, after %v: %v", id, time.Since(start), err)
+	case !errors.Is(err, context.DeadlineExceeded):
+		p.Errorf("%v, impatient: %v, want the end of its deadline", id, err)
+	}
+}
+
+// The same in batches. What is repeated comes later than what followed it, so
+// order is not promised.
+func TestSoakPublishBatch(t *testing.T) {
+	parallel(t)
+	s := begin(t)
+	publishers := size(8, 16)
+	batches, batch := size(10, 62), size(64, 200)
+	p := s.publishing(chaos.StoredOnce, publishers*batches*batch)
+
+	p.run(publishers, func(n int) {
+		tr := s.transportOver(natstest.JetStream(t, p.conns[n%len(p.conns)]))
+		pub, err := goflux.NewPublisher(tr, raw.String(), goflux.WithPublishRetry(0))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		key := fmt.Sprint("publisher-", n)
+		for range batches {
+			items := make([]goflux.Item[string], batch)
+			ids := make([]chaos.ID, batch)
+			for i := range items {
+				ids[i] = p.checker.Send(key)
+				items[i] = goflux.Item[string]{Subject: "story." + key, Payload: key, ID: ids[i].String()}
+			}
+			p.publishBatch(pub, ids, items)
+		}
+		if err := pub.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func (p *publishing) publishBatch(pub *goflux.BoundPublisher[string], ids []chaos.ID, items []goflux.Item[string]) {
+	patient := !p.one(10, ids[0])
+	limit := patience
+	if !patient {
+		limit = time.Millisecond << (hash(p.seed, ids[0]) % 8)
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, limit)
+	defer cancel()
+	start := time.Now()
+	results, err := pub.PublishBatch(ctx, items...)
+	p.slowest.note(time.Since(start))
+	if len(results) != len(items) {
+		p.Errorf("%v: %d results of %d: %v", ids[0], len(results), len(items), err)
+		return
+	}
+	for i, r := range results {
+		p.checker.Published(ids[i], resultOf(r.Err), r.Receipt.Sequence)
+	}
+	p.done.Add(int64(len(items)))
+	if err != nil && patient {
+		p.Errorf("%v and on, after %v: %v", ids[0], time.Since(start), err)
+	}
+}

@@ -1,0 +1,65 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// IDOf returns the identity of a message from its headers: that of Nats-Msg-Id,
+// or of X-Message-ID where the former is missing. Without both it is one that
+// nobody sent.
+func IDOf(h nats.Header) ID {
+	if id := h.Get(jetstream.MsgIDHeader); id != "" {
+		return ParseID(id)
+	}
+	return ParseID(h.Get("X-Message-ID"))
+}
+
+// ReadStream enters every message that is in the stream now, [IDOf] its headers,
+// in the stream's order and each once. It fetches headers only, and bears leader
+// changes and lost connections as an ordered consumer does. It returns an error
+// when the stream cannot be read or ctx ends.
+func (c *Checker) ReadStream(ctx context.Context, js jetstream.JetStream, stream string) error {
+	if err := c.readStream(ctx, js, stream); err != nil {
+		return fmt.Errorf("chaos: read stream %q: %w", stream, err)
+	}
+	return nil
+}
+
+func (c *Checker) readStream(ctx context.Context, js jetstream.JetStream, stream string) error {
+	s, err := js.Stream(ctx, stream)
+	if err != nil {
+		return err
+	}
+	state := s.CachedInfo().State
+	if state.Msgs == 0 {
+		return nil
+	}
+	cons, err := js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{HeadersOnly: true})
+	if err != nil {
+		return err
+	}
+	msgs, err := cons.Messages()
+	if err != nil {
+		return err
+	}
+	defer msgs.Stop()
+	for {
+		m, err := msgs.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return err
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return err
+		}
+		c.Stored(IDOf(m.Headers()), meta.Sequence.Stream)
+		// NumPending, as the last sequence itself may have been deleted.
+		if meta.NumPending == 0 {
+			return nil
+		}
+	}
+}
