@@ -24,6 +24,7 @@ func TestPrograms(t *testing.T) {
 			"put off: later\n" +
 			"terminated: poison\n" +
 			"acked: later\n",
+		"portable":        "memory:: order 1\nembedded:?stream=ORDERS&subjects=orders.>: order 1\n",
 		"jetstream/fetch": "pulled: 1 reading\npulled: 2 reading\npulled: 3 reading\n",
 	} {
 		t.Run(dir, func(t *testing.T) {

@@ -1,0 +1,258 @@
+// Command service is a service as one would deploy it: orders from JetStream,
+// shipped by sixteen handlers at once, each once, with retries, dead letters and
+// an orderly end.
+//
+//	go run ./examples/service                           on a server of its own, with some orders, until they are done
+//	go run ./examples/service -url nats://host:4222     until it gets Ctrl-C or SIGTERM
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	json "github.com/foomo/goencode/json/v1"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/foomo/goflux"
+	"github.com/foomo/goflux/middleware"
+	"github.com/foomo/goflux/middleware/kvstore"
+	"github.com/foomo/goflux/transport/embedded"
+	gofluxjs "github.com/foomo/goflux/transport/jetstream"
+)
+
+type Order struct {
+	ID      string `json:"id"`
+	Address string `json:"address"`
+}
+
+func main() {
+	url := flag.String("url", "", "the NATS server to use; empty runs one in this process, and a demonstration")
+	flag.Parse()
+
+	if err := run(context.Background(), os.Stdout, *url); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, out io.Writer, url string) error {
+	if url != "" {
+		return serve(ctx, out, url, func(context.Context) error { return nil })
+	}
+
+	server, err := embedded.Start(ctx, embedded.WithListen("127.0.0.1", 0))
+	if err != nil {
+		return err
+	}
+	defer server.Shutdown()
+
+	// Failing on purpose is no news.
+	slog.SetDefault(slog.New(slog.DiscardHandler))
+
+	return demonstrate(ctx, out, server.ClientURL())
+}
+
+// healthy is what a readiness probe would ask.
+var healthy atomic.Bool
+
+// region connect
+func connect(url string) (*nats.Conn, error) {
+	return nats.Connect(url,
+		nats.Name("shipping"),           // how operators find it
+		nats.MaxReconnects(-1),          // by default it gives up, for ever, after 60 tries a server
+		nats.RetryOnFailedConnect(true), // start, though no server is there yet
+		nats.ConnectHandler(func(*nats.Conn) { healthy.Store(true) }),
+		nats.ReconnectHandler(func(*nats.Conn) { healthy.Store(true) }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			healthy.Store(false)
+			slog.Warn("lost the connection to NATS", "error", err)
+		}),
+		nats.ClosedHandler(func(*nats.Conn) { healthy.Store(false) }), // it does not come back
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			slog.Warn("NATS reports an error", "error", err)
+		}),
+	)
+}
+
+// endregion
+
+// things are what the service works with, on the server.
+type things struct {
+	orders  jetstream.Consumer
+	letters *gofluxjs.Transport
+	handled *kvstore.Store
+	sweeper *gofluxjs.Sweeper
+}
+
+// region setup
+func setup(ctx context.Context, nc *nats.Conn) (*things, error) {
+	js, err := gofluxjs.NewStream(ctx, nc, jetstream.StreamConfig{
+		Name: "ORDERS", Subjects: []string{"orders.>"}, Retention: jetstream.WorkQueuePolicy,
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	if _, err := gofluxjs.NewStream(ctx, nc, jetstream.StreamConfig{Name: "DEAD", Subjects: []string{"dead.>"}}); err != nil {
+		return nil, err
+	}
+
+	orders, err := js.CreateOrUpdateConsumer(ctx, "ORDERS", jetstream.ConsumerConfig{
+		Durable:       "shipping",
+		FilterSubject: "orders.>",
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       30 * time.Second, // how long after a crash another replica has its messages
+		MaxDeliver:    5,                // after that a message is a dead letter
+		MaxAckPending: 1000,             // delivered and not settled, those that were put off included
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	bucket, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "handled", TTL: 24 * time.Hour})
+	if err != nil {
+		return nil, err
+	}
+
+	handled, err := kvstore.New(ctx, bucket)
+	if err != nil {
+		return nil, err
+	}
+
+	letters, err := gofluxjs.New(js) // publishes the dead letters
+	if err != nil {
+		return nil, err
+	}
+
+	sweeper, err := gofluxjs.NewSweeper(ctx, js, orders, "dead.orders") // for those whose process died
+	if err != nil {
+		return nil, err
+	}
+
+	return &things{orders: orders, letters: letters, handled: handled, sweeper: sweeper}, nil
+}
+
+// endregion
+
+// serve runs the service until a signal, or until task ends it.
+func serve(ctx context.Context, out io.Writer, url string, task goflux.Task) error {
+	nc, err := connect(url)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+
+	with, err := setup(ctx, nc)
+	if err != nil {
+		return err
+	}
+
+	// region serve
+	sub := gofluxjs.NewSubscriber(with.orders, json.NewCodec[Order](),
+		goflux.WithConcurrency(16),
+		goflux.WithDeadLetterPublisher(with.letters, "dead.orders"),
+		goflux.WithMaxHandlingTime(time.Minute),
+		goflux.WithDrainTimeout(20*time.Second), // less than what the platform waits before it kills
+	)
+
+	handler := goflux.Chain(
+		middleware.Log[Order](slog.Default()),
+		middleware.Idempotent[Order](with.handled, "shipping"),
+		middleware.Timeout[Order](10*time.Second),
+	)(ship(out))
+
+	return goflux.RunUntilSignal(ctx,
+		with.sweeper.Run,
+		goflux.SubscribeTask(sub, "orders.>", handler),
+		task,
+	)
+	// endregion
+}
+
+var errNoAddress = errors.New("the order has no address")
+
+func ship(out io.Writer) goflux.Handler[Order] {
+	return func(_ context.Context, msg goflux.Message[Order]) error {
+		if msg.Payload.Address == "" {
+			return goflux.Reject(errNoAddress) // trying again would not help
+		}
+
+		fmt.Fprintln(out, "shipped", msg.Payload.ID, "to", msg.Payload.Address)
+
+		return nil
+	}
+}
+
+// demonstrate runs the service until it has handled a few orders.
+func demonstrate(ctx context.Context, out io.Writer, url string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	nc, err := connect(url)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+
+	if err := serve(ctx, out, url, func(ctx context.Context) error {
+		defer cancel()
+
+		pub := gofluxjs.NewPublisher(js, json.NewCodec[Order](), goflux.WithPublishRetry(0))
+		defer pub.Close()
+
+		for _, order := range []Order{{"order-1", "Oslo"}, {"order-1", "Oslo"}, {"order-2", ""}} {
+			if err := pub.Publish(goflux.WithMessageID(ctx, order.ID), "orders.created", order); err != nil {
+				return err
+			}
+		}
+
+		return untilEmpty(ctx, js)
+	}); err != nil {
+		return err
+	}
+
+	fmt.Fprintln(out, "drained")
+
+	letters, err := gofluxjs.New(js)
+	if err != nil {
+		return err
+	}
+
+	// region look
+	_, err = goflux.Redrive(context.WithoutCancel(ctx), letters, letters, "dead.>", func(d goflux.DeadLetter[[]byte]) bool {
+		fmt.Fprintf(out, "dead letter: %s %s: %s\n", d.Subject, d.ID(), d.Error)
+
+		return false // look only
+	})
+	// endregion
+
+	return err
+}
+
+// untilEmpty returns when all orders are settled.
+func untilEmpty(ctx context.Context, js jetstream.JetStream) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+
+	for range tick.C {
+		stream, err := js.Stream(ctx, "ORDERS")
+		if err != nil || stream.CachedInfo().State.Msgs == 0 {
+			return err
+		}
+	}
+
+	return nil
+}
