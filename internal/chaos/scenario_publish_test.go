@@ -25,7 +25,7 @@ type publishing struct {
 	*cluster
 	checker *chaos.Checker
 	conns   []*nats.Conn
-	done    counter // messages whose publishing has ended
+	stored  counter // messages that were accepted, and in the end all
 	total   int
 	slowest longest
 	faults  []fault
@@ -41,7 +41,7 @@ func (s *scenario) publishing(promises chaos.Promises, total int) *publishing {
 	p.stream(natstest.JetStream(s.T, p.conns[0]), story)
 	stepDowns, restarts, troubles := size(4, 40), size(1, 6), size(1, 4)
 	p.faults = append(p.faults, times(stepDowns, p.stepDownStream(story))...)
-	p.faults = append(p.faults, times(restarts, p.restart(story, &p.done, total, total/50))...)
+	p.faults = append(p.faults, times(restarts, p.restart(story, &p.stored, total, total/50))...)
 	for _, trouble := range []fault{p.cut(), p.halfClose(), p.stall(time.Second), p.drop(time.Second)} {
 		p.faults = append(p.faults, times(troubles, trouble)...)
 	}
@@ -55,8 +55,14 @@ func (p *publishing) run(publishers int, publish func(n int)) {
 	for n := range publishers {
 		wg.Go(func() { publish(n) })
 	}
-	p.storm(&p.done, p.total, p.faults)
-	wg.Wait()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		wg.Wait()
+		p.stored.Store(int64(p.total)) // nobody waits for those that failed
+	}()
+	p.storm(&p.stored, p.total, p.faults)
+	<-ended
 
 	ctx, cancel := context.WithTimeout(p.ctx, natstest.Limit)
 	defer cancel()
@@ -104,9 +110,9 @@ func (p *publishing) publish(pub *goflux.BoundPublisher[string], id chaos.ID, li
 	receipt, err := pub.Send(ctx, "story."+id.Key, id.String())
 	p.slowest.note(time.Since(start))
 	p.checker.Published(id, resultOf(err), receipt.Sequence)
-	p.done.Add(1)
 	switch {
 	case err == nil:
+		p.stored.Add(1)
 	case patient:
 		p.Errorf("%v, after %v: %v", id, time.Since(start), err)
 	case !errors.Is(err, context.DeadlineExceeded):
@@ -120,7 +126,7 @@ func TestSoakPublishBatch(t *testing.T) {
 	parallel(t)
 	s := begin(t)
 	publishers := size(8, 16)
-	batches, batch := size(10, 62), size(64, 200)
+	batches, batch := size(10, 310), size(64, 200)
 	p := s.publishing(chaos.StoredOnce, publishers*batches*batch)
 
 	p.run(publishers, func(n int) {
@@ -163,8 +169,10 @@ func (p *publishing) publishBatch(pub *goflux.BoundPublisher[string], ids []chao
 	}
 	for i, r := range results {
 		p.checker.Published(ids[i], resultOf(r.Err), r.Receipt.Sequence)
+		if r.Err == nil {
+			p.stored.Add(1)
+		}
 	}
-	p.done.Add(int64(len(items)))
 	if err != nil && patient {
 		p.Errorf("%v and on, after %v: %v", ids[0], time.Since(start), err)
 	}

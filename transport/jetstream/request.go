@@ -316,15 +316,40 @@ func (r *requests) Await(ctx context.Context, s string) (transport.Delivery, err
 }
 
 func (r *requests) await(ctx context.Context, s string) (transport.Delivery, error) {
-	if err := ctx.Err(); err != nil {
-		return transport.Delivery{}, err
-	}
-
 	t, err := parseTicket(s)
 	if err != nil {
 		return transport.Delivery{}, err
 	}
 
+	for {
+		if err := ctx.Err(); err != nil {
+			return transport.Delivery{}, err
+		}
+
+		d, err := r.find(ctx, t)
+		if err == nil || !passing(err) {
+			return d, err
+		}
+
+		// Whoever awaits has time, and a server comes back.
+		if err := wait(ctx, r.closing, reconnectPause); err != nil {
+			return transport.Delivery{}, err
+		}
+	}
+}
+
+// passing reports whether an error is that of a server, or a leader, that is
+// away for the moment.
+func passing(err error) bool {
+	err = mapError(err)
+
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, transport.ErrDisconnected) ||
+		errors.Is(err, transport.ErrNoResponders) || errors.Is(err, transport.ErrConsumerNotFound)
+}
+
+// find returns the reply to the request of a ticket, and waits for it if there
+// is to be one.
+func (r *requests) find(ctx context.Context, t ticket) (transport.Delivery, error) {
 	if err := r.ready(ctx); err != nil {
 		return transport.Delivery{}, err
 	}
@@ -364,6 +389,9 @@ func (r *requests) pending(ctx context.Context, t ticket) error {
 	case !errors.Is(err, natsjs.ErrMsgNotFound):
 		return err
 	}
+
+	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
 
 	stream, err := r.t.js.Stream(ctx, t.stream)
 	if err != nil {

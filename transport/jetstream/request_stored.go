@@ -3,7 +3,6 @@ package jetstream
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -19,7 +18,7 @@ import (
 const replyAge = 24 * time.Hour
 
 // apiTimeout bounds one question to the JetStream API.
-const apiTimeout = 5 * time.Second
+const apiTimeout = 2 * time.Second
 
 // replyStream is the stream that keeps the replies of submitted requests, each
 // on its own subject: the first one only.
@@ -121,22 +120,8 @@ func (s *replyStream) get(ctx context.Context, js natsjs.JetStream, id string) (
 }
 
 // next waits for a reply that is not stored yet. A consumer of its own is served
-// as soon as it is, also after a reconnect.
+// as soon as it is. It may vanish, as they do when a server restarts.
 func (s *replyStream) next(ctx context.Context, r *requests, id string) (transport.Delivery, error) {
-	for {
-		d, err := s.subscribe(ctx, r, id)
-		if err == nil || ctx.Err() != nil || !errors.Is(err, transport.ErrConsumerNotFound) {
-			return d, err
-		}
-
-		// The consumer vanished, as they do when a server restarts.
-		if err := wait(ctx, r.closing, reconnectPause); err != nil {
-			return transport.Delivery{}, err
-		}
-	}
-}
-
-func (s *replyStream) subscribe(ctx context.Context, r *requests, id string) (transport.Delivery, error) {
 	t, err := New(r.t.js, WithStream(s.cfg.Name), WithConsumerConfig(func(c *natsjs.ConsumerConfig) {
 		c.MemoryStorage, c.Replicas = true, 1
 	}))
@@ -146,7 +131,10 @@ func (s *replyStream) subscribe(ctx context.Context, r *requests, id string) (tr
 
 	reply := make(chan transport.Delivery, 1)
 
-	sub, err := t.Subscribe(ctx, transport.SubscribeConfig{
+	attaching, cancel := context.WithTimeout(ctx, apiTimeout)
+	defer cancel()
+
+	sub, err := t.Subscribe(attaching, transport.SubscribeConfig{
 		Subject: s.subject(id),
 		Sink:    func(d transport.Delivery) { reply <- d },
 	})

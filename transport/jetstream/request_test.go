@@ -858,9 +858,19 @@ func TestRequestsSurviveTheirResponders(t *testing.T) {
 				ctx, stop := context.WithCancel(context.Background())
 				r := jetstream.NewResponder(js, consumer, json.NewCodec[int](), json.NewCodec[string](), silent, goflux.WithDrainTimeout(0))
 
+				var alive atomic.Int64
+
+				alive.Store(50 + rand.Int64N(400)) // requests
+
+				dead := make(chan struct{})
+
 				go func() {
 					served <- r.Serve(ctx, "requests.*", func(_ context.Context, i int) (string, error) {
 						handled.Add(1)
+
+						if alive.Add(-1) == 0 {
+							close(dead)
+						}
 
 						return "re: " + strconv.Itoa(i), nil
 					})
@@ -877,7 +887,7 @@ func TestRequestsSurviveTheirResponders(t *testing.T) {
 					nc.Close()
 
 					return
-				case <-time.After(200*time.Millisecond + rand.N(600*time.Millisecond)):
+				case <-dead:
 				}
 
 				kills.Add(1)
