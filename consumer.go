@@ -46,7 +46,8 @@ func NewConsumer[T any](
 		if err := transport.ValidateFilter(subject); err != nil {
 			c.err = construction("consumer", err)
 		} else if c.cfg.group == "" {
-			c.err = construction("consumer", fmt.Errorf("%w: WithQueueGroup is missing: a consumer fetches what its group has kept", ErrInvalidOption))
+			c.err = construction("consumer",
+				fmt.Errorf("%w: WithQueueGroup is missing: a consumer fetches what its group has kept", ErrInvalidOption))
 		}
 	}
 

@@ -8,9 +8,11 @@ import (
 	"time"
 
 	json "github.com/foomo/goencode/json/v1"
+	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/foomo/goflux"
 	"github.com/foomo/goflux/codec/raw"
+	"github.com/foomo/goflux/transport/jetstream"
 	"github.com/foomo/goflux/transport/memory"
 )
 
@@ -158,4 +160,74 @@ func ExampleBoundRequester_RequestMany() {
 
 	// Output:
 	// apples: 60
+}
+
+// The request waits in its stream, and the reply in another one, until somebody
+// comes with the ticket.
+func ExampleDurableRequester_Submit() {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+
+	js, closeAll, err := onJetStream(ctx, natsjs.StreamConfig{
+		Name: "PRINTS", Subjects: []string{"prints.>"}, Retention: natsjs.WorkQueuePolicy,
+	})
+	if err != nil {
+		fmt.Println(err)
+
+		return
+	}
+	defer closeAll()
+
+	// region submit
+	replies := jetstream.WithReplyStream(natsjs.StreamConfig{Name: "REPLIES"}) // kept for a day
+
+	req := jetstream.NewRequester(js, raw.String(), raw.String(), replies)
+	defer req.Close()
+
+	ticket, err := req.Submit(goflux.WithMessageID(ctx, "invoice-7"), "prints.invoice", "invoice 7")
+	if err != nil {
+		fmt.Println(err)
+
+		return
+	}
+	// endregion
+
+	// The requester may go away, and the responder come later.
+	// region durable
+	consumer, err := js.CreateConsumer(ctx, "PRINTS", natsjs.ConsumerConfig{
+		Durable: "printers", AckPolicy: natsjs.AckExplicitPolicy, MaxDeliver: 5,
+	})
+	if err != nil {
+		fmt.Println(err)
+
+		return
+	}
+
+	serving, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+
+	go func() {
+		resp := jetstream.NewResponder(js, consumer, raw.String(), raw.String())
+
+		done <- resp.Serve(serving, "", func(_ context.Context, what string) (string, error) {
+			return "printed " + what, nil
+		})
+	}()
+	// endregion
+
+	// region await
+	// Another requester, in another process perhaps.
+	other := jetstream.NewRequester(js, raw.String(), raw.String(), replies)
+	defer other.Close()
+
+	reply, err := other.Await(ctx, ticket)
+	fmt.Println(reply, err)
+	// endregion
+
+	stop()
+	fmt.Println(<-done)
+
+	// Output:
+	// printed invoice 7 <nil>
+	// <nil>
 }

@@ -239,19 +239,22 @@ func (p *pipeline) send() {
 			continue // it has ended meanwhile
 		}
 
-		pl.unanswered--
-
-		if !unsent(err) {
-			f := p.end(i, Receipt{}, p.refused(pl, err))
+		if !unsent(err) || errors.Is(err, ErrPublishUnknown) {
+			f, ended := p.failed(i, err)
 
 			p.mu.Unlock()
-			p.tell(f)
+
+			if ended {
+				p.tell(f)
+			}
+
 			p.mu.Lock()
 
 			continue
 		}
 
 		// Those behind it would fare no better, and the order is kept.
+		pl.unanswered--
 		pl.state, pl.last, pl.due = queued, err, time.Time{}
 		p.queue.unpop(p.places, i)
 
@@ -292,6 +295,13 @@ func (p *pipeline) outcome(token uint64, r Receipt, err error) (farewell, bool) 
 	if err == nil {
 		return p.end(i, r, nil), true
 	}
+
+	return p.failed(i, err)
+}
+
+// failed lets a message rest, or ends it.
+func (p *pipeline) failed(i int32, err error) (farewell, bool) {
+	pl := &p.places[i]
 
 	if !errors.Is(err, ErrPublishUnknown) && pl.unanswered > 0 {
 		pl.unanswered--

@@ -302,7 +302,8 @@ func (t *Telemetry) startSend(ctx context.Context, subject, id string) (context.
 		attrs = append(attrs, semconv.MessagingMessageID(id))
 	}
 
-	return tracer.Start(ctx, "send "+subject, trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(attrs...)) //nolint:spancheck // ended by its counterpart
+	//nolint:spancheck // ended by its counterpart
+	return tracer.Start(ctx, "send "+subject, trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(attrs...))
 }
 
 // endSend ends what startSend began, and counts.
@@ -353,7 +354,8 @@ func (t *Telemetry) startProcess(ctx context.Context, d *transport.Delivery, fil
 		opts = append(opts, trace.WithLinks(trace.Link{SpanContext: sender}))
 	}
 
-	return tracer.Start(ctx, "process "+name, opts...) //nolint:spancheck // ended by its counterpart
+	//nolint:spancheck // ended by its counterpart
+	return tracer.Start(ctx, "process "+name, opts...)
 }
 
 // endProcess ends what startProcess began, and counts.

@@ -79,7 +79,7 @@ func handleOne(ctx context.Context, t *testing.T, o *observed, filter, subject s
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tr.Close() //nolint:errcheck // returns nil
+	defer tr.Close()
 
 	pub, err := goflux.NewPublisher(tr, json.NewCodec[order](), goflux.WithTelemetry(o.Telemetry))
 	if err != nil {
@@ -247,7 +247,7 @@ func TestForeignTraceHeaderOfAnyCaseIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tr.Close() //nolint:errcheck // returns nil
+	defer tr.Close()
 
 	sub, err := goflux.NewSubscriber(tr, json.NewCodec[order](), goflux.WithTelemetry(o.Telemetry),
 		goflux.WithReady(func() {
@@ -285,7 +285,7 @@ func TestReceivedIDAndHeadersDoNotGoOutAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tr.Close() //nolint:errcheck // returns nil
+	defer tr.Close()
 
 	r := &recorder{}
 

@@ -28,7 +28,8 @@ func Register(scheme string, open Opener) {
 	defer registry.Unlock()
 
 	if _, taken := registry.openers[scheme]; taken {
-		panic("goflux: the transport scheme " + scheme + " is registered twice") //nolint:forbidigo // a mistake in the program, found when it starts
+		//nolint:forbidigo // a mistake in the program, found when it starts
+		panic("goflux: the transport scheme " + scheme + " is registered twice")
 	}
 
 	registry.openers[scheme] = open

@@ -22,9 +22,10 @@ type Pipeliner interface {
 // how much is under way, watches the time, and repeats what needs repeating.
 type Pipeline interface {
 	// Send hands a message to the client. Messages reach the broker in the
-	// order of the calls. An error means that it was not sent:
-	// [ErrDisconnected] and [ErrBufferFull] while there is no connection,
-	// [ErrTooLarge], [ErrClosed].
+	// order of the calls. An error means that it was not sent, and done will
+	// not be called: [ErrDisconnected] and [ErrBufferFull] while there is no
+	// connection, [ErrTooLarge], [ErrClosed]. Where the connection broke while
+	// it was sent the error is [ErrPublishUnknown].
 	//
 	// Concurrency: one call at a time. Blocking: while the connection takes
 	// no more. Buffers: Data and Header stay the caller's and are neither

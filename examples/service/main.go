@@ -132,10 +132,12 @@ func setup(ctx context.Context, nc *nats.Conn) (*things, error) {
 		return nil, err
 	}
 
+	// region sweeper
 	sweeper, err := gofluxjs.NewSweeper(ctx, js, orders, "dead.orders") // for those whose process died
 	if err != nil {
 		return nil, err
 	}
+	// endregion
 
 	return &things{orders: orders, letters: letters, handled: handled, sweeper: sweeper}, nil
 }

@@ -222,7 +222,7 @@ func TestIDRoundTrip(t *testing.T) {
 
 // A million messages, entered from several goroutines, take the memory that the
 // documentation promises.
-func TestCheckerMemoryIsBounded(t *testing.T) { //nolint:paralleltest // it measures the heap
+func TestCheckerMemoryIsBounded(t *testing.T) {
 	const keys, each = 1000, 1000
 	heap := func() uint64 {
 		var m runtime.MemStats

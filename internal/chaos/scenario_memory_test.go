@@ -56,7 +56,7 @@ func (s *scenario) server() natstest.URL {
 
 // What is kept for messages, subjects and ordering keys is let go of when they
 // are done with.
-func TestSoakMemory(t *testing.T) { //nolint:paralleltest // it measures the heap
+func TestSoakMemory(t *testing.T) {
 	for name, open := range map[string]func(s *scenario) transport.Transport{
 		"jetstream": func(s *scenario) transport.Transport {
 			js := natstest.JetStream(t, natstest.Connect(t, s.server()))

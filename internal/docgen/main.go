@@ -58,7 +58,7 @@ func run(dir string, check bool) (stale []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer root.Close() //nolint:errcheck // it was read from
+	defer root.Close()
 
 	names, err := filepath.Glob(filepath.Join(dir, "docs", "*.md"))
 	if err != nil {

@@ -138,7 +138,7 @@ func (t *Transport) commit(ctx context.Context, msgs []transport.Message) (trans
 		}
 
 		if err := nc.PublishMsg(&nats.Msg{Subject: msg.Subject, Header: headers[i], Data: msg.Data}); err != nil {
-			return transport.Receipt{}, mapError(err)
+			return transport.Receipt{}, withoutEffect(sendError(err))
 		}
 	}
 
@@ -156,14 +156,12 @@ func (t *Transport) commit(ctx context.Context, msgs []transport.Message) (trans
 // the last one.
 func (t *Transport) begin(ctx context.Context, msg transport.Message, header nats.Header) error {
 	reply, err := t.ask(ctx, msg.Subject, header, msg.Data, msg.Retry)
-
-	var unconfirmed *unconfirmedError
-	if errors.As(err, &unconfirmed) {
-		return unconfirmed.error
+	if err != nil {
+		return withoutEffect(err)
 	}
 
-	if err != nil || len(reply.Data) == 0 {
-		return err // or accepted
+	if len(reply.Data) == 0 {
+		return nil // accepted
 	}
 
 	r, err := t.published.parse(reply)
@@ -173,4 +171,15 @@ func (t *Transport) begin(ctx context.Context, msg transport.Message, header nat
 
 	return fmt.Errorf("%w: the server of stream %q knows no atomic batches (nats-server 2.12); the first message was stored by itself",
 		transport.ErrUnsupported, r.Stream)
+}
+
+// withoutEffect is the error of a message before the last: what became of it
+// does not matter.
+func withoutEffect(err error) error {
+	var unconfirmed *unconfirmedError
+	if errors.As(err, &unconfirmed) {
+		return unconfirmed.error
+	}
+
+	return err
 }

@@ -67,7 +67,7 @@ func (t *Transport) openPipeline(done func(token uint64, r transport.Receipt, er
 // Send implements [transport.Pipeline].
 func (p *pipeline) Send(token uint64, msg transport.Message) error {
 	if err := p.send(token, msg); err != nil {
-		return &transport.Error{Op: opPublish, Subject: msg.Subject, Err: mapError(err)}
+		return &transport.Error{Op: opPublish, Subject: msg.Subject, Err: sendError(err)}
 	}
 
 	return nil

@@ -160,8 +160,19 @@ func (t *Transport) askOnce(ctx context.Context, subject string, header nats.Hea
 	case errors.Is(err, ctx.Err()), errors.Is(err, nats.ErrDisconnected), errors.Is(err, nats.ErrConnectionClosed):
 		return nil, &unconfirmedError{mapError(err)}
 	default:
-		return nil, mapError(err) // it was not sent
+		return nil, sendError(err)
 	}
+}
+
+// sendError is the error of handing a message to the client. What nats.go has
+// no name for comes from the network: the connection broke while it was
+// written, and the server may have it.
+func sendError(err error) error {
+	if err = mapError(err); transport.ErrorType(err) == "_OTHER" {
+		return &unconfirmedError{transport.Mark(transport.ErrDisconnected, err)}
+	}
+
+	return err
 }
 
 func request(ctx context.Context, nc *nats.Conn, subject string, header nats.Header, data []byte) (*nats.Msg, error) {

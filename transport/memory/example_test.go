@@ -19,7 +19,7 @@ func ExampleNew() {
 
 		return
 	}
-	defer t.Close() //nolint:errcheck // returns nil
+	defer t.Close()
 
 	sub, err := t.Subscribe(ctx, transport.SubscribeConfig{
 		Subject: "orders.*",

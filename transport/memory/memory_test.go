@@ -695,7 +695,7 @@ func TestOpenAppliesParameters(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	defer tr.Close() //nolint:errcheck // returns nil
+	defer tr.Close()
 
 	info := subscribe(t, tr, transport.SubscribeConfig{Subject: "a.*", Group: "g", Sink: func(transport.Delivery) {}}).Info()
 	want := transport.Info{Stream: "memory", Consumer: "g", Filter: "a.*", AckWait: time.Second, MaxDeliver: 5}

@@ -67,8 +67,9 @@ var items = []item{
 	{"27_Content_TraceContextAndMessageID", traceAndID},
 	{"27_Content_SameIDIsStoredOnce", sameID},
 	{"28_Content_ConcurrencyIsBounded", concurrencyIsBounded},
-	// 29, request-reply: no responder, timeout, remote error with code, a
-	// reply that does not decode. It comes with request-reply itself.
+	{"29_Requests_AreAnsweredOnce", requestsAreAnswered},
+	{"29_Requests_FailuresDiffer", requestFailuresDiffer},
+	{"29_Requests_AreGathered", requestsAreGathered},
 	{"30_Content_MissingStreamFailsFast", missingStream},
 
 	{"31_Contract_CreditIsNeverExceeded", creditIsNeverExceeded},

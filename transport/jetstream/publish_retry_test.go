@@ -1,0 +1,236 @@
+package jetstream_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"github.com/foomo/goflux"
+	"github.com/foomo/goflux/internal/natstest"
+)
+
+// counted counts what is published on a subject of a stream; a plain subscriber
+// would keep the server from saying that nobody is there.
+func counted(t *testing.T, e *env, subject string) func() int {
+	t.Helper()
+
+	before := e.nc.Stats().OutMsgs
+
+	return func() int { return int(e.nc.Stats().OutMsgs - before) }
+}
+
+// The retries of ADR-22.
+func TestPublishRetries(t *testing.T) {
+	t.Parallel()
+
+	for name, test := range map[string]struct {
+		opts     []goflux.PublisherOption
+		deadline time.Duration
+		min, max int // publishes
+		took     time.Duration
+		want     []error
+	}{
+		"default": {
+			min: 3, max: 3, took: 500 * time.Millisecond,
+			want: []error{goflux.ErrNoStream, natsjs.ErrNoStreamResponse},
+		},
+		"none": {
+			opts: []goflux.PublisherOption{goflux.WithRetryAttempts(0)},
+			min:  1, max: 1, want: []error{goflux.ErrNoStream},
+		},
+		"others": {
+			opts: []goflux.PublisherOption{goflux.WithRetryAttempts(4), goflux.WithRetryWait(20 * time.Millisecond)},
+			min:  5, max: 5, took: 80 * time.Millisecond, want: []error{goflux.ErrNoStream},
+		},
+		"until the deadline": {
+			opts:     []goflux.PublisherOption{goflux.WithRetryAttempts(-1), goflux.WithRetryWait(50 * time.Millisecond)},
+			deadline: 400 * time.Millisecond,
+			min:      4, max: 9, took: 400 * time.Millisecond,
+			want: []error{goflux.ErrNoStream, natsjs.ErrNoStreamResponse, context.DeadlineExceeded},
+		},
+		"until the ack wait": {
+			opts: []goflux.PublisherOption{
+				goflux.WithRetryAttempts(-1), goflux.WithRetryWait(50 * time.Millisecond), goflux.WithAckWait(300 * time.Millisecond),
+			},
+			min: 3, max: 7, took: 300 * time.Millisecond,
+			want: []error{goflux.ErrNoStream, context.DeadlineExceeded},
+		},
+		"deadline before the retries": {
+			deadline: 300 * time.Millisecond,
+			min:      2, max: 2, took: 300 * time.Millisecond,
+			want: []error{goflux.ErrNoStream, context.DeadlineExceeded},
+		},
+		"safe": {
+			opts:     []goflux.PublisherOption{goflux.WithPublishRetry(0)},
+			deadline: 400 * time.Millisecond,
+			min:      3, max: 30, took: 400 * time.Millisecond,
+			want: []error{goflux.ErrNoStream, context.DeadlineExceeded},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+
+			e := setup(t)
+			pub := publisher(t, e.transport(t), test.opts...)
+
+			ctx := t.Context()
+			if test.deadline > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, test.deadline)
+				defer cancel()
+			}
+
+			sent := counted(t, e, "nowhere")
+			began := time.Now()
+			err := pub.Publish(ctx, "nowhere", "x")
+
+			if took := time.Since(began); took < test.took || took > test.took+natstest.Limit/4 {
+				t.Errorf("it took %v, want %v", took, test.took)
+			}
+
+			if n := sent(); n < test.min || n > test.max {
+				t.Errorf("%d attempts, want %d to %d", n, test.min, test.max)
+			}
+
+			for _, want := range test.want {
+				_ = details(t, err, want)
+			}
+
+			// Nothing can be stored where nobody is.
+			if errors.Is(err, goflux.ErrPublishUnknown) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// A stream that comes in time gets the message.
+func TestPublishRetriesUntilThereIsAStream(t *testing.T) {
+	t.Parallel()
+
+	for name, opt := range map[string]goflux.PublisherOption{
+		"until the deadline": goflux.WithRetryAttempts(-1),
+		"safe":               goflux.WithPublishRetry(0),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+
+			e := setup(t)
+			pub := publisher(t, e.transport(t), opt)
+			sent := counted(t, e, "late")
+			published, batch := make(chan error, 1), make(chan error, 1)
+
+			go func() { published <- pub.Publish(within(t), "late", "x") }()
+			go func() {
+				_, err := pub.PublishBatch(within(t), batchOf("late", 10)...)
+				batch <- err
+			}()
+
+			natstest.Eventually(t, func() bool { return sent() > 11 }, "attempts")
+
+			s := natstest.Stream(t, e.js, natsjs.StreamConfig{Name: "LATE", Subjects: []string{"late"}})
+
+			must(t, <-published)
+			must(t, <-batch)
+
+			if info, err := s.Info(t.Context()); err != nil || info.State.Msgs != 11 {
+				t.Errorf("%+v, error %v", info, err)
+			}
+		})
+	}
+}
+
+// An attempt that nobody answered to is repeated under the same id, so that it
+// is stored once, and the receipt tells of it.
+func TestPublishRetryStoresOnce(t *testing.T) {
+	t.Parallel()
+
+	for name, id := range map[string]string{"made up": "", "the caller's": "m-1"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+
+			e := setup(t)
+			lossy := &forgetful{Transport: e.transport(t), loses: 3}
+			pub := publisher(t, lossy, goflux.WithPublishRetry(0))
+
+			r, err := pub.Send(goflux.WithMessageID(within(t), id), "events.a", "x")
+			must(t, err)
+
+			if want := (goflux.Receipt{Stream: "EVENTS", Sequence: 1, Duplicate: true}); r != want {
+				t.Errorf("receipt %+v, want %+v", r, want)
+			}
+
+			msg, err := e.stream.GetMsg(t.Context(), 1)
+			must(t, err)
+
+			got := msg.Header.Get("Nats-Msg-Id")
+			if got == "" || got != msg.Header.Get("X-Message-ID") || (id != "" && got != id) {
+				t.Errorf("headers %v", msg.Header)
+			}
+
+			if n := len(bodies(t, e)); n != 1 {
+				t.Errorf("%d messages", n)
+			}
+		})
+	}
+}
+
+// A stream that takes a message and says nothing leaves the outcome open.
+func TestPublishUnknown(t *testing.T) {
+	t.Parallel()
+
+	for name, opts := range map[string][]goflux.PublisherOption{
+		"plain": nil, "safe": {goflux.WithPublishRetry(100 * time.Millisecond)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+
+			e := setup(t)
+			natstest.Stream(t, e.js, natsjs.StreamConfig{Name: "MUTE", Subjects: []string{"mute"}, NoAck: true})
+
+			pub := publisher(t, e.transport(t), opts...)
+
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			defer cancel()
+
+			err := pub.Publish(ctx, "mute", "x")
+			if _ = details(t, err, goflux.ErrPublishUnknown); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v", err)
+			}
+
+			results, err := pub.PublishBatch(ctx, batchOf("mute", 1)...)
+			if err == nil || !errors.Is(results[0].Err, context.DeadlineExceeded) {
+				t.Errorf("results %v", results)
+			}
+
+			if n := responses(e.nc); n != 0 {
+				t.Errorf("the connection waits for %d replies", n)
+			}
+		})
+	}
+}
+
+// A drain is the orderly end of a connection: handlers publish while it drains
+// its subscriptions.
+func TestPublishWhileDraining(t *testing.T) {
+	t.Parallel()
+
+	e := setup(t)
+	pub := publisher(t, e.transport(t))
+	published := make(chan error, 1)
+
+	_, err := e.nc.Subscribe("in", func(*nats.Msg) {
+		published <- errors.Join(e.nc.Drain(), pub.Publish(t.Context(), "events.a", "x"))
+	})
+	must(t, err)
+	must(t, e.nc.Publish("in", nil))
+	must(t, <-published)
+
+	natstest.Eventually(t, e.nc.IsClosed, "the end of the drain")
+
+	_ = details(t, pub.Publish(within(t), "events.a", "x"), goflux.ErrClosed)
+}
