@@ -31,8 +31,7 @@ func ExampleError() {
 	// region error
 	err = pub.Publish(context.Background(), "orders.*", "an order")
 
-	var e *goflux.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*goflux.Error](err); ok {
 		fmt.Println("failed:", e.Op)
 	}
 

@@ -52,8 +52,10 @@ func ExampleWithOrderingKey() {
 		goflux.WithOrderingKey(customer),
 		goflux.WithStrictOrder(),
 		goflux.WithRetryPolicy(goflux.ConstantRetry(10*time.Millisecond)),
-		// endregion
-		goflux.WithLogger(slog.New(slog.DiscardHandler)), goflux.WithReady(func() { go publish() }))
+		goflux.WithLogger(slog.New(slog.DiscardHandler)),
+		goflux.WithReady(func() { go publish() }),
+	)
+	// endregion
 	if err != nil {
 		fmt.Println(err)
 

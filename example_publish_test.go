@@ -70,8 +70,7 @@ func ExampleBoundPublisher_PublishBatch() {
 		goflux.Item[Order]{Subject: "orders.created", Payload: Order{ID: "3"}, ID: "order-3"},
 	)
 
-	var failed *goflux.BatchError
-	if errors.As(err, &failed) {
+	if failed, ok := errors.AsType[*goflux.BatchError](err); ok {
 		fmt.Println(failed.Failed, "of", failed.Total, "failed")
 	}
 
@@ -190,10 +189,14 @@ func ExampleBoundPublisher_Send() {
 
 	_, err = pub.Send(ctx, "stock.apples", 12, goflux.ExpectLastSubjectSequence(0))
 
-	var conflict *goflux.ConflictError
-	if errors.As(err, &conflict) {
-		fmt.Println("expected", conflict.Expected, "and the last one is", conflict.Last)
+	conflict, ok := errors.AsType[*goflux.ConflictError](err)
+	if !ok {
+		fmt.Println(err)
+
+		return
 	}
+
+	fmt.Println("expected", conflict.Expected, "and the last one is", conflict.Last)
 
 	receipt, err = pub.Send(ctx, "stock.apples", 12, goflux.ExpectLastSubjectSequence(conflict.Last))
 	fmt.Println(receipt.Sequence, err)

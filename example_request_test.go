@@ -50,8 +50,7 @@ func ExampleNewRequester() {
 
 		_, err = req.Request(ctx, "prices.get", Order{ID: "8"})
 
-		var remote *goflux.RemoteError
-		if errors.As(err, &remote) {
+		if remote, ok := errors.AsType[*goflux.RemoteError](err); ok {
 			fmt.Println(remote.Code, remote.Message)
 		}
 

@@ -19,6 +19,7 @@ import (
 // The three ways to test a handler that docs/testing.md shows.
 
 // region handler
+
 type Shipper struct {
 	Carrier func(ctx context.Context, id string) error
 }
@@ -34,6 +35,7 @@ func (s *Shipper) Handle(ctx context.Context, msg goflux.Message[order]) error {
 // endregion
 
 // region alone
+
 func TestDocsHandlerAlone(t *testing.T) {
 	t.Parallel()
 
@@ -48,6 +50,7 @@ func TestDocsHandlerAlone(t *testing.T) {
 // endregion
 
 // region memory
+
 func TestDocsHandlerInMemory(t *testing.T) {
 	t.Parallel()
 
@@ -105,6 +108,7 @@ func TestDocsHandlerInMemory(t *testing.T) {
 // endregion
 
 // region embedded
+
 func TestDocsHandlerOnJetStream(t *testing.T) {
 	t.Parallel()
 

@@ -284,7 +284,7 @@ func (c cell) check(t *testing.T, last, letters bool, deliveries []time.Time, st
 		wantGivenUp = 1
 	}
 
-	if givenUp != wantGivenUp && !(c.cut && len(want) > 0) {
+	if either := c.cut && len(want) > 0; givenUp != wantGivenUp && !either {
 		t.Errorf("%d messages given up, want %d", givenUp, wantGivenUp)
 	}
 }

@@ -75,7 +75,7 @@ func (e *RemoteError) ErrorType() string { return "remote_error" }
 // Is matches a RemoteError with the same code and message, whatever the details,
 // so that both sides can share a variable made with [NewError].
 func (e *RemoteError) Is(target error) bool {
-	t, ok := target.(*RemoteError) //nolint:errorlint // it is the target that is compared
+	t, ok := target.(*RemoteError)
 
 	return ok && t.Code == e.Code && t.Message == e.Message
 }

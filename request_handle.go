@@ -103,7 +103,7 @@ func (a *answering) attach(info transport.Info) {
 	}
 
 	s := a.service
-	s.Subject, s.Group, s.Stats = info.Filter, a.settlement.cfg.group, a.stats
+	s.Subject, s.Group, s.Stats = info.Filter, a.cfg.group, a.stats
 
 	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
 	defer cancel()
@@ -111,7 +111,7 @@ func (a *answering) attach(info transport.Info) {
 	retract, err := announcer.Announce(ctx, s)
 	if err != nil {
 		// Requests are answered all the same.
-		a.settlement.cfg.log().LogAttrs(ctx, slog.LevelWarn, "goflux: a service could not be announced",
+		a.cfg.log().LogAttrs(ctx, slog.LevelWarn, "goflux: a service could not be announced",
 			slog.String("subject", info.Filter), slog.Any("error", err))
 
 		return
@@ -130,7 +130,8 @@ func (a *answering) withdraw() {
 // skip ends a request that nobody waits for any more.
 func (a *answering) skip(ctx context.Context, job *engine.Job) {
 	a.late.Add(1)
-	a.settlement.cfg.log().LogAttrs(ctx, slog.LevelWarn, "goflux: a request was not handled: its deadline had passed before a handler was free",
+	a.cfg.log().LogAttrs(ctx, slog.LevelWarn,
+		"goflux: a request was not handled: its deadline had passed before a handler was free",
 		slog.String("subject", job.Delivery.Subject))
 	a.settle(ctx, job, transport.Verdict{Action: transport.Term, Reason: "the deadline of the request has passed"})
 }
@@ -151,7 +152,7 @@ func (a *answering) finish(
 	}
 
 	ans.compose(a.replyHeader(ctx, &x.call), data)
-	a.counters.add(took, ans.told)
+	a.count(took, ans.told)
 
 	// A handler that fails because the patience of its caller is at an end
 	// has nobody to tell: the caller knows, and is not to get another error

@@ -136,7 +136,8 @@ func (a *asker) manyRequester(ctx context.Context, subject string, opts []ManyOp
 	}
 
 	if _, bounded := ctx.Deadline(); !bounded && m.replies == 0 && m.stall == 0 {
-		return fail(fmt.Errorf("%w: gathering replies would never end: give ctx a deadline, or use WithMaxReplies or WithStall", ErrInvalidOption))
+		return fail(fmt.Errorf("%w: gathering replies would never end: give ctx a deadline, or use WithMaxReplies or WithStall",
+			ErrInvalidOption))
 	}
 
 	return t, m, nil

@@ -32,6 +32,7 @@ func (t *Telemetry) startRequest(ctx context.Context, subject, id string) (conte
 		attrs = append(attrs, semconv.MessagingMessageID(id))
 	}
 
+	//nolint:spancheck // ended by its counterpart
 	return tracer.Start(ctx, operationRequest+" "+subject, trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(attrs...))
 }
 

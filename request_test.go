@@ -777,7 +777,7 @@ func TestHandlerContextHasTheDeadline(t *testing.T) {
 				t.Errorf("%s: deadline in %v: %v", s, time.Until(at), bounded)
 			}
 
-			kept = ctx
+			kept = ctx //nolint:fatcontext // to see what becomes of it
 
 			if err := ctx.Err(); err != nil {
 				t.Errorf("%s: %v", s, err)
@@ -854,7 +854,7 @@ func TestRequestIsTraced(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		_, stop := serve(t, tr, words, words, "x.*", func(ctx context.Context, s string) (string, error) {
+		_, stop := serve(t, tr, words, words, "x.*", func(_ context.Context, s string) (string, error) {
 			if s == "fail" {
 				return "", goflux.NewError(404, "none")
 			}

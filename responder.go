@@ -189,8 +189,11 @@ func WithoutDiscovery() ResponderOption {
 // What ADR-32 demands of names and versions.
 var (
 	serviceName    = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
-	serviceVersion = regexp.MustCompile(`^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?$`)
+	serviceVersion = regexp.MustCompile(`^(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}(-` + identifiers + `)?(\+` + identifiers + `)?$`)
 )
+
+// identifiers are what a semantic version has after "-" and "+".
+const identifiers = `[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*`
 
 type responderConfig struct {
 	subscriberConfig
@@ -254,7 +257,7 @@ type counters struct {
 	lastError              atomic.Pointer[RemoteError]
 }
 
-func (c *counters) add(took time.Duration, told *RemoteError) {
+func (c *counters) count(took time.Duration, told *RemoteError) {
 	c.requests.Add(1)
 	c.took.Add(int64(took))
 

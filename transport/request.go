@@ -166,7 +166,9 @@ func ParseMilliseconds(s string) (time.Duration, bool) {
 var (
 	// ErrDuplicateRequest: a request with this message id was stored before, by
 	// somebody who gets its reply. Submit and Await share one among many.
-	ErrDuplicateRequest error = &kind{"duplicate_request", "a request with this message id was made before, and its reply goes to whoever made it"}
+	ErrDuplicateRequest error = &kind{
+		"duplicate_request", "a request with this message id was made before, and its reply goes to whoever made it",
+	}
 
 	// ErrTicketUnknown: the ticket is not one of this requester's, is
 	// damaged, or nothing was ever submitted under it.

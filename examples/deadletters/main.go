@@ -121,7 +121,7 @@ func demonstrate(ctx context.Context, out io.Writer) error {
 	}
 
 	for i, d := range []goflux.DeadLetter[[]byte]{
-		{Reason: goflux.ReasonRejected, Error: "rejected: no such customer"},
+		{Reason: goflux.ReasonRejected, Error: "no such customer"},
 		{Reason: goflux.ReasonExhausted, Error: "the carrier does not answer"},
 	} {
 		d.Subject, d.Raw = "orders.created", []byte("an order")

@@ -11,7 +11,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const want = `orders.created number 1, id "order-1", 8 bytes, attempt 1 of shipping, redriven 0 times: rejected: rejected: no such customer
+const want = `orders.created number 1, id "order-1", 8 bytes, attempt 1 of shipping, redriven 0 times: rejected: no such customer
 orders.created number 2, id "order-2", 8 bytes, attempt 5 of shipping, redriven 0 times: attempts exhausted: the carrier does not answer
 0 sent back, 0 of an earlier run, 2 kept, 0 failed
 orders.created number 2, id "order-2", 8 bytes, attempt 5 of shipping, redriven 0 times: attempts exhausted: the carrier does not answer

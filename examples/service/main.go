@@ -64,6 +64,7 @@ func run(ctx context.Context, out io.Writer, url string) error {
 var healthy atomic.Bool
 
 // region connect
+
 func connect(url string) (*nats.Conn, error) {
 	return nats.Connect(url,
 		nats.Name("shipping"),           // how operators find it
@@ -93,6 +94,7 @@ type things struct {
 }
 
 // region setup
+
 func setup(ctx context.Context, nc *nats.Conn) (*things, error) {
 	js, err := gofluxjs.NewStream(ctx, nc, jetstream.StreamConfig{
 		Name: "ORDERS", Subjects: []string{"orders.>"}, Retention: jetstream.WorkQueuePolicy,

@@ -47,18 +47,19 @@ func (c *Checker) readStream(ctx context.Context, js jetstream.JetStream, stream
 		return err
 	}
 	defer msgs.Stop()
-	for {
+	for n := uint64(1); ; n++ {
 		m, err := msgs.Next(jetstream.NextContext(ctx))
 		if err != nil {
-			return err
+			return fmt.Errorf("message %d of %d: %w", n, state.Msgs, err)
 		}
 		meta, err := m.Metadata()
 		if err != nil {
 			return err
 		}
 		c.Stored(IDOf(m.Headers()), meta.Sequence.Stream)
-		// NumPending, as the last sequence itself may have been deleted.
-		if meta.NumPending == 0 {
+		// Not the last sequence, which may have been deleted; and not NumPending
+		// alone, which a replica tells that may be behind the leader.
+		if n >= state.Msgs && meta.NumPending == 0 {
 			return nil
 		}
 	}

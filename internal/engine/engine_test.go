@@ -309,7 +309,7 @@ func TestExpiredDeliveryIsNotHandled(t *testing.T) {
 
 		var handled, expired atomic.Int32
 
-		cfg := config(func(_ context.Context, job *engine.Job) {
+		cfg := config(func(_ context.Context, _ *engine.Job) {
 			handled.Add(1)
 			time.Sleep(5 * time.Second) // longer than the lease, and not heeding its context
 		})

@@ -169,7 +169,7 @@ func TestPipelineContract(t *testing.T) {
 		{0, transport.Receipt{Stream: "EVENTS", Sequence: 2, Duplicate: true}, nil},
 	} {
 		// That of no stream is sent by another goroutine of the server.
-		got := <-outcomes
+		got := await(t, outcomes)
 		if i == 1 || got.err != nil {
 			continue
 		}
@@ -424,7 +424,7 @@ func TestPublishWhenConnectionBreaks(t *testing.T) {
 
 	go func() { published <- pub.Publish(ctx, "silent", "x") }()
 
-	<-taken
+	await(t, taken)
 	e.server.Stop()
 	cancel()
 
@@ -435,12 +435,13 @@ func TestPublishWhenConnectionBreaks(t *testing.T) {
 	_ = details(t, err, goflux.ErrPublishUnknown)
 
 	// The same where the connection is closed for good.
+	natstest.Eventually(t, func() bool { return !e.nc.IsConnected() }, "the connection to break")
 	must(t, e.server.Start())
 	natstest.Eventually(t, e.nc.IsConnected, "a connection")
 
 	go func() { published <- pub.Publish(t.Context(), "silent", "x") }()
 
-	<-taken
+	await(t, taken)
 	e.nc.Close()
 
 	if err = <-published; !errors.Is(err, goflux.ErrClosed) {
@@ -448,4 +449,18 @@ func TestPublishWhenConnectionBreaks(t *testing.T) {
 	}
 
 	_ = details(t, err, goflux.ErrPublishUnknown)
+}
+
+// await returns what comes from c.
+func await[T any](t *testing.T, c <-chan T) T {
+	t.Helper()
+
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(natstest.Limit):
+		t.Fatal("nothing came")
+
+		panic("unreachable")
+	}
 }

@@ -112,12 +112,21 @@ func (t *Transport) ask(
 		how = &adr22
 	}
 
+	var last error // that no stream answered
+
 	for n := 0; ; n++ {
 		reply, err := t.askOnce(ctx, subject, header, data)
-		if !errors.Is(err, transport.ErrNoStream) || (how.Attempts >= 0 && n >= how.Attempts) {
-			return reply, err
+
+		switch {
+		case err == nil:
+			return reply, nil
+		case last != nil && ctx.Err() != nil && !errors.Is(err, transport.ErrNoStream):
+			return nil, &retriedError{err, last}
+		case !errors.Is(err, transport.ErrNoStream), how.Attempts >= 0 && n >= how.Attempts:
+			return nil, err
 		}
 
+		last = err
 		timer := time.NewTimer(how.Wait)
 
 		select {
@@ -125,10 +134,17 @@ func (t *Transport) ask(
 		case <-ctx.Done():
 			timer.Stop()
 
-			return nil, transport.Mark(ctx.Err(), err)
+			return nil, &retriedError{ctx.Err(), err}
 		}
 	}
 }
+
+// retriedError is the end of retries by ctx: why they ended, and why there were
+// any. It is of the type of the latter, but for what is unconfirmed.
+type retriedError struct{ error, last error }
+
+func (e *retriedError) Error() string   { return e.error.Error() + ": " + e.last.Error() }
+func (e *retriedError) Unwrap() []error { return []error{e.error, e.last} }
 
 // askOnce sends a message and returns what is answered.
 func (t *Transport) askOnce(ctx context.Context, subject string, header nats.Header, data []byte) (*nats.Msg, error) {

@@ -100,8 +100,9 @@ func TestPublishRetries(t *testing.T) {
 				_ = details(t, err, want)
 			}
 
-			// Nothing can be stored where nobody is.
-			if errors.Is(err, goflux.ErrPublishUnknown) {
+			// What ended with an answer is not stored; at a deadline an attempt
+			// may have been under way.
+			if errors.Is(err, goflux.ErrPublishUnknown) && !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("got %v", err)
 			}
 		})

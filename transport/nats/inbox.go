@@ -94,7 +94,7 @@ func (b *inbox) open() error {
 
 	sub, err := b.nc.Subscribe(prefix+">", b.receive)
 	if err != nil {
-		return err
+		return err //nolint:wrapcheck // Request does
 	}
 
 	b.prefix, b.sub, b.calls, b.quit = prefix, sub, map[uint64]*call{}, make(chan struct{})

@@ -169,6 +169,30 @@ func TestRequestIsRefusedNotLeaked(t *testing.T) {
 	}
 }
 
+// Why the inbox is ours: the client keeps an entry for a request that it could
+// not publish, until its connection is lost again.
+func TestFactARequestThatCannotBePublishedStaysInTheClient(t *testing.T) {
+	t.Parallel()
+
+	s := natstest.RunTCP(t)
+	nc := natstest.Connect(t, s, natsgo.ReconnectBufSize(-1), quiet)
+	disconnect(t, s, nc)
+
+	for range 5 {
+		if _, err := nc.RequestWithContext(limited(t), "s", nil); !errors.Is(err, natsgo.ErrReconnectBufExceeded) {
+			t.Fatal(err)
+		}
+	}
+
+	if n := respMap(nc); n != 5 {
+		t.Errorf("%d entries: the inbox of our own may not be needed any more", n)
+	}
+
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func disconnect(t *testing.T, s *natstest.Server, nc *natsgo.Conn) {
 	t.Helper()
 

@@ -41,8 +41,8 @@ type announcement struct {
 	done  chan struct{}
 }
 
-// pendingQuestions is how many questions may wait. More are dropped: who asks
-// asks all instances, and asks again.
+// pendingQuestions is how many questions may wait. More are dropped: nobody who
+// asks all instances relies on every answer.
 const pendingQuestions = 64
 
 // Announce implements [transport.Announcer].
@@ -93,7 +93,7 @@ func (a *announcement) subscribe(ctx context.Context) error {
 
 			sub, err := a.t.nc.ChanSubscribe(subject, a.asked)
 			if err != nil {
-				return err
+				return err //nolint:wrapcheck // Announce does
 			}
 
 			a.subs = append(a.subs, sub)

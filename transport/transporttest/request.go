@@ -14,7 +14,9 @@ import (
 
 // respond serves requests until the item ends, and returns when the broker has
 // the subscription.
-func respond(e *env, t transport.Transport, subject string, h goflux.RequestHandler[string, string], opts ...goflux.ResponderOption) *running {
+func respond(
+	e *env, t transport.Transport, subject string, h goflux.RequestHandler[string, string], opts ...goflux.ResponderOption,
+) {
 	e.Helper()
 
 	ready := make(chan struct{})
@@ -49,8 +51,6 @@ func respond(e *env, t transport.Transport, subject string, h goflux.RequestHand
 	case <-time.After(e.harness.patience()):
 		e.Fatalf("Serve(%q) does not become ready", subject)
 	}
-
-	return r
 }
 
 func requester(e *env, t transport.Transport) *goflux.BoundRequester[string, string] {
@@ -108,7 +108,8 @@ func requestsAreAnswered(e *env) {
 		reply, err := r.RequestMessage(ctx, b.subject("r", "x"), "body "+id)
 		e.ok(err, "request")
 
-		if want := b.subject("r", "x") + " " + id + " body " + id; reply.Payload != want || reply.ID() != id || !slices.Equal(reply.Header.Values("Many"), many) {
+		want := b.subject("r", "x") + " " + id + " body " + id
+		if reply.Payload != want || reply.ID() != id || !slices.Equal(reply.Header.Values("Many"), many) {
 			e.Errorf("reply %q with %v, want %q", reply.Payload, reply.Header, want)
 		}
 	}
@@ -170,6 +171,8 @@ func requestFailuresDiffer(e *env) {
 
 	_, decodeErr := unreadable.Request(e.within(), b.subject("f"), "ok")
 	internal := goflux.NewError(500, "internal error")
+	unread := goflux.NewError(400, "the request could not be decoded")
+	large := string(make([]byte, e.harness.maxPayload()+1))
 
 	for what, c := range map[string]struct{ got, want error }{
 		"nobody listens":                      {ask(e.within(), b.subject("nobody"), ""), goflux.ErrNoResponders},
@@ -178,10 +181,10 @@ func requestFailuresDiffer(e *env) {
 		"an error that is told":               {ask(e.within(), b.subject("f"), "told"), told},
 		"an error that is kept":               {ask(e.within(), b.subject("f"), "kept"), internal},
 		"a panic":                             {ask(e.within(), b.subject("f"), "panics"), internal},
-		"a request that does not decode":      {ask(e.within(), b.subject("f"), undecodable), goflux.NewError(400, "the request could not be decoded")},
-		"a request that makes a codec panic":  {ask(e.within(), b.subject("f"), explosive), goflux.NewError(400, "the request could not be decoded")},
+		"a request that does not decode":      {ask(e.within(), b.subject("f"), undecodable), unread},
+		"a request that makes a codec panic":  {ask(e.within(), b.subject("f"), explosive), unread},
 		"a reply that does not decode":        {decodeErr, goflux.ErrDecode},
-		"a request that is too large to send": {ask(e.within(), b.subject("f"), string(make([]byte, e.harness.maxPayload()+1))), goflux.ErrTooLarge},
+		"a request that is too large to send": {ask(e.within(), b.subject("f"), large), goflux.ErrTooLarge},
 	} {
 		e.is(c.got, c.want, what)
 	}
@@ -205,7 +208,9 @@ func requestsAreGathered(e *env) {
 	const n = 5
 
 	for i := range n {
-		respond(e, t, b.subject("m"), func(context.Context, string) (string, error) { return strconv.Itoa(i), nil }, goflux.WithoutQueueGroup())
+		respond(e, t, b.subject("m"), func(context.Context, string) (string, error) {
+			return strconv.Itoa(i), nil
+		}, goflux.WithoutQueueGroup())
 	}
 
 	var got []string
