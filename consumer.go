@@ -190,6 +190,8 @@ func (c *BoundConsumer[T]) fetch(ctx context.Context, n int) ([]Message[T], erro
 			return nil, err
 		}
 
+		c.cfg.tel().receive(ctx, c.sub.Info().Filter, deliveries)
+
 		if msgs := c.decode(ctx, deliveries); len(msgs) > 0 {
 			return msgs, nil
 		}

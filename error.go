@@ -47,7 +47,8 @@ var (
 	ErrClosed = transport.ErrClosed
 	// ErrDisconnected: there is no connection to the broker at the moment.
 	ErrDisconnected = transport.ErrDisconnected
-	// ErrBufferFull: the client is reconnecting and buffers no more.
+	// ErrBufferFull: the client is reconnecting and buffers no more, or a
+	// group of the memory transport is full.
 	ErrBufferFull = transport.ErrBufferFull
 	// ErrNoResponders: nobody answers requests on the subject.
 	ErrNoResponders = transport.ErrNoResponders

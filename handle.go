@@ -98,7 +98,7 @@ func (p *processor[T]) decode(d transport.Delivery) (msg Message[T], err error) 
 	msg = newMessage[T](d)
 
 	if err := decodeInto(p.codec, d.Data, &msg.Payload); err != nil {
-		return msg, Reject(err)
+		return msg, &outcome{kind: OutcomeRejected, err: err, undecodable: true}
 	}
 
 	return msg, nil

@@ -187,8 +187,8 @@ func WithRetryPolicy(p RetryPolicy) ServingOption {
 
 // WithDrainTimeout sets how long running handlers may go on after the end of
 // Subscribe's ctx, with a live context and their leases kept; the default is
-// 30 s. Zero cancels them at once. Afterwards they have one more second to
-// return.
+// 30 s. Zero cancels them as soon as the broker has stopped delivering.
+// Afterwards they have one more second to return.
 func WithDrainTimeout(d time.Duration) ServingOption {
 	return servingOption{"WithDrainTimeout", func(c *subscriberConfig) error {
 		c.drainTimeout = d

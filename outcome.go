@@ -72,6 +72,9 @@ type outcome struct {
 	kind  Outcome
 	delay time.Duration
 	err   error
+
+	// undecodable: the payload did not decode, so no handler was called.
+	undecodable bool
 }
 
 func (o *outcome) Error() string {

@@ -8,7 +8,6 @@ import (
 	"iter"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/foomo/goflux/transport"
 )
@@ -152,7 +151,7 @@ func (r *redrive) send(ctx context.Context, d transport.Delivery, result *Redriv
 		return keep(ctx, d, keptError{err})
 	}
 
-	start := time.Now()
+	start := r.telemetry.clock(ctx, r.telemetry.sent, r.telemetry.duration)
 	msg := redriven(dead)
 	spanned, span := r.telemetry.startSend(ctx, msg.Subject, headerID(msg.Header))
 	receipt, err := r.to.Publish(spanned, msg)

@@ -51,7 +51,7 @@ func (s *settlement) conclude(ctx context.Context, job *engine.Job, err error) (
 	}
 
 	o, chosen := asOutcome(err)
-	undecodable := errors.Is(err, ErrDecode)
+	undecodable := chosen && o.undecodable
 
 	if s.cfg.manual && !undecodable && !errors.Is(err, ErrPanic) {
 		s.logFailure(job, "a handler failed; settling is up to it", err)

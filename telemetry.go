@@ -370,6 +370,37 @@ func (t *Telemetry) endProcess(ctx context.Context, span trace.Span, filter stri
 	t.processed.Record(ctx, time.Since(start).Seconds(), metric.WithAttributeSet(outcomeSet("process", filter, err)))
 }
 
+// receive records that an application has fetched messages: a span that links to
+// the senders', and a count.
+func (t *Telemetry) receive(ctx context.Context, filter string, deliveries []transport.Delivery) {
+	if enabled(ctx, t.consumed) {
+		t.consumed.Add(ctx, int64(len(deliveries)), metric.WithAttributeSet(outcomeSet("receive", filter, nil)))
+	}
+
+	tracer := t.tracing()
+	if tracer == nil {
+		return
+	}
+
+	links := make([]trace.Link, 0, len(deliveries))
+
+	for _, d := range deliveries {
+		if sender := trace.SpanContextFromContext(t.extract(context.Background(), d.Header)); sender.IsValid() {
+			links = append(links, trace.Link{SpanContext: sender})
+		}
+	}
+
+	_, span := tracer.Start(ctx, "receive "+filter, trace.WithSpanKind(trace.SpanKindClient), trace.WithLinks(links...),
+		trace.WithAttributes(
+			semconv.MessagingSystemKey.String("nats"),
+			semconv.MessagingOperationName("receive"),
+			semconv.MessagingOperationTypeReceive,
+			semconv.MessagingDestinationTemplate(filter),
+			semconv.MessagingBatchMessageCount(len(deliveries)),
+		))
+	span.End()
+}
+
 func enabled(ctx context.Context, instrument interface {
 	Enabled(ctx context.Context) bool
 }) bool {

@@ -239,6 +239,82 @@ func TestFailureShowsInSpanAndMetrics(t *testing.T) {
 	}
 }
 
+func TestFetchShowsInSpanAndMetrics(t *testing.T) {
+	t.Parallel()
+
+	o := observe(t)
+
+	tr, err := memory.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+
+	consumer, err := goflux.NewConsumer(tr, json.NewCodec[order](), "orders.*", goflux.WithQueueGroup("billing"),
+		goflux.WithTelemetry(o.Telemetry))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer consumer.Close()
+
+	pub, err := goflux.NewPublisher(tr, json.NewCodec[order](), goflux.WithTelemetry(o.Telemetry))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	fetched := make(chan error, 1)
+
+	go func() {
+		for n := 0; n < 2; {
+			msgs, err := consumer.Fetch(t.Context(), 2)
+			if err != nil {
+				fetched <- err
+
+				return
+			}
+
+			n += len(msgs)
+			for _, msg := range msgs {
+				_ = msg.Ack()
+			}
+		}
+
+		close(fetched)
+	}()
+
+	// The group begins with the first Fetch; what comes before it is nobody's.
+	for done := false; !done; {
+		if err := pub.Publish(t.Context(), "orders.created", order{}); err != nil {
+			t.Fatal(err)
+		}
+
+		select {
+		case err := <-fetched:
+			if err != nil {
+				t.Fatal(err)
+			}
+
+			done = true
+		default:
+		}
+	}
+
+	if s := o.span(t, "receive orders.*"); s.SpanKind() != trace.SpanKindClient || len(s.Links()) == 0 {
+		t.Errorf("receive is a %v with the links %v", s.SpanKind(), s.Links())
+	}
+
+	var data metricdata.ResourceMetrics
+	if err := o.reader.Collect(t.Context(), &data); err != nil {
+		t.Fatal(err)
+	}
+
+	if !slices.ContainsFunc(data.ScopeMetrics[0].Metrics, func(m metricdata.Metrics) bool {
+		return m.Name == "messaging.client.consumed.messages"
+	}) {
+		t.Error("nothing was counted")
+	}
+}
+
 func TestForeignTraceHeaderOfAnyCaseIsRead(t *testing.T) {
 	t.Parallel()
 

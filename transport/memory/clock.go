@@ -97,6 +97,12 @@ func (t *Transport) expire(now time.Time) {
 
 	for len(c.delays) > 0 && !c.delays[0].due.After(now) {
 		e := c.delays[0]
+		if e.queue == nil {
+			t.release(e, now)
+
+			continue
+		}
+
 		t.retry(e, 0)
 		t.handOver(e.queue)
 	}
@@ -162,7 +168,8 @@ func (c *clock) stop() {
 	c.leases, c.delays, c.handed = list{}, nil, nil
 }
 
-// delays is a heap of naked entries, by the end of their delay.
+// delays is a heap of naked entries, by the end of their delay, and of messages
+// that are to be delivered later, which are in no queue.
 type delays []*entry
 
 func (d *delays) push(e *entry) { heap.Push(d, e) }

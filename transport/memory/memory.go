@@ -46,7 +46,6 @@
 package memory
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"math"
@@ -70,6 +69,7 @@ type Transport struct {
 	closed   bool
 	sequence uint64
 	givenUp  uint64
+	waiting  int // messages that are to be delivered later
 
 	index   index
 	groups  map[string]*queue
@@ -105,14 +105,14 @@ func build(opts []Option) (*Transport, error) {
 		capabilities: transport.Of(
 			transport.Acks, transport.Redelivery, transport.DelayedNak, transport.Attempts, transport.Leases,
 			transport.Groups, transport.Durable, transport.Receipts, transport.Deduplication, transport.Fetching,
-			transport.RequestReply,
+			transport.RequestReply, transport.Scheduling, transport.AtomicBatches,
 		),
 		groups:  map[string]*queue{},
 		history: history{limit: cfg.history},
 		ids:     ids{window: cfg.duplicateWindow},
 	}
 	if cfg.history > 0 {
-		t.capabilities |= transport.Of(transport.Replay)
+		t.capabilities |= transport.Of(transport.Replay, transport.ExpectedSequence)
 	}
 
 	t.live = live{cfg: &t.cfg, closing: make(chan struct{})}
@@ -121,8 +121,9 @@ func build(opts []Option) (*Transport, error) {
 }
 
 // Capabilities returns all that this package claims, with [transport.Replay]
-// only if there is a history, see [WithHistory]. [transport.Persistent] is
-// never among them.
+// and [transport.ExpectedSequence] only if there is a history, see
+// [WithHistory]: the last message on a subject is the last one that it retains.
+// [transport.Persistent] and [transport.MessageTTL] are never among them.
 func (t *Transport) Capabilities() transport.Capabilities { return t.capabilities }
 
 // GivenUp returns how many messages were dropped because they were delivered
@@ -159,12 +160,7 @@ func (t *Transport) publish(ctx context.Context, msg transport.Message) (transpo
 	}
 
 	// Copied here so that the lock is not held for it.
-	m := &message{
-		subject: msg.Subject,
-		reply:   msg.Reply,
-		header:  msg.Header.Clone(),
-		data:    bytes.Clone(msg.Data),
-	}
+	m := newMessage(msg)
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -181,6 +177,16 @@ func (t *Transport) publish(ctx context.Context, msg transport.Message) (transpo
 		}
 	}
 
+	if msg.Terms != nil {
+		if err := t.expected(msg.Terms, msg.Subject); err != nil {
+			return transport.Receipt{}, err
+		}
+
+		if at := msg.Terms.At; at.After(m.stored) {
+			return t.later(m, msg.ID, at)
+		}
+	}
+
 	// On the stack for as many queues as most programs have for a subject.
 	var buf [8]*queue
 
@@ -191,15 +197,10 @@ func (t *Transport) publish(ctx context.Context, msg transport.Message) (transpo
 		}
 	}
 
-	t.sequence++
-	m.sequence = t.sequence
+	t.number(m, msg.ID)
 
 	// Delivering gives up the lock: the sequence is kept apart from it.
 	receipt := transport.Receipt{Stream: Stream, Sequence: m.sequence}
-
-	if msg.ID != "" {
-		t.ids.add(msg.ID, m.sequence, m.stored)
-	}
 
 	t.history.add(m)
 
@@ -212,6 +213,17 @@ func (t *Transport) publish(ctx context.Context, msg transport.Message) (transpo
 	}
 
 	return receipt, nil
+}
+
+// number gives m the next sequence, and remembers it by the id. The lock is
+// held.
+func (t *Transport) number(m *message, id string) {
+	t.sequence++
+	m.sequence = t.sequence
+
+	if id != "" {
+		t.ids.add(id, m.sequence, m.stored)
+	}
 }
 
 // Close implements [transport.Transport]: subscriptions end with

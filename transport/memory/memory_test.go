@@ -21,13 +21,14 @@ func TestCapabilities(t *testing.T) {
 	want := transport.Of(
 		transport.Acks, transport.Redelivery, transport.DelayedNak, transport.Attempts, transport.Leases, transport.Groups,
 		transport.Durable, transport.Receipts, transport.Deduplication, transport.Fetching, transport.RequestReply,
+		transport.Scheduling, transport.AtomicBatches,
 	)
 
 	if got := open(t).Capabilities(); got != want {
 		t.Errorf("got %s", got)
 	}
 
-	if got := open(t, memory.WithHistory(1)).Capabilities(); got != want|transport.Of(transport.Replay) {
+	if got := open(t, memory.WithHistory(1)).Capabilities(); got != want|transport.Of(transport.Replay, transport.ExpectedSequence) {
 		t.Errorf("with history: got %s", got)
 	}
 }
