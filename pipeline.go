@@ -99,7 +99,7 @@ type owner struct {
 	end   ending
 	index int // of the message, for end
 
-	ctx   context.Context
+	ctx   context.Context //nolint:containedctx // the span of the message ends under it
 	span  trace.Span
 	start time.Time
 }
@@ -382,7 +382,7 @@ func (p *pipeline) expire(i int32, ended error) farewell {
 
 // tell tells the ends of messages. The lock is not held.
 func (p *pipeline) tell(fs ...farewell) {
-	for _, f := range fs {
+	for _, f := range fs { //nolint:gocritic // rare, and a copy is simpler
 		p.sender.telemetry.endSend(f.ctx, f.span, f.start, f.err)
 		f.end.ended(f.index, f.receipt, f.err)
 
@@ -470,7 +470,7 @@ func (p *pipeline) look(now time.Time) []farewell {
 	p.due = time.Time{}
 
 	for n := range p.places {
-		i, pl := int32(n), &p.places[n] //nolint:gosec // bounded by the window
+		i, pl := int32(n), &p.places[n]
 
 		switch {
 		case pl.state == none:
@@ -506,7 +506,7 @@ func (p *pipeline) abandon(end ending, ended error) {
 
 	for n := range p.places {
 		if pl := &p.places[n]; pl.state != none && pl.end == end {
-			over = append(over, p.expire(int32(n), ended)) //nolint:gosec // bounded by the window
+			over = append(over, p.expire(int32(n), ended))
 		}
 	}
 
@@ -558,7 +558,7 @@ func (p *pipeline) close() error {
 
 	for n := range p.places {
 		if p.places[n].state != none {
-			over = append(over, p.expire(int32(n), errPublisherClosed)) //nolint:gosec // bounded by the window
+			over = append(over, p.expire(int32(n), errPublisherClosed))
 		}
 	}
 

@@ -140,8 +140,7 @@ func mustFail(t *testing.T, err error, unknown bool, wants ...error) {
 		}
 	}
 
-	var told *goflux.Error
-	if !errors.As(err, &told) {
+	if _, told := errors.AsType[*goflux.Error](err); !told {
 		t.Errorf("got %v, want an *Error", err)
 	}
 

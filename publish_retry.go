@@ -238,7 +238,7 @@ func (s *sender) persist(
 }
 
 const (
-	retryPauseMin = 20 * time.Millisecond
+	retryPauseMin = 20 * time.Millisecond //nolint:revive // the least pause
 	retryPauseMax = time.Second
 
 	// attemptGrowth bounds how much longer later attempts wait than the first:

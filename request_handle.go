@@ -53,7 +53,7 @@ func (a *answerer[Req, Resp]) handle(ctx context.Context, job *engine.Job) (time
 }
 
 // run decodes, calls the handler and encodes. It turns panics into errors.
-func (a *answerer[Req, Resp]) run(ctx context.Context, d *transport.Delivery) (data []byte, err error) {
+func (a *answerer[Req, Resp]) run(x *exchange, d *transport.Delivery) (data []byte, err error) {
 	var req Req
 
 	if err := decodeInto(a.reqCodec, d.Data, &req); err != nil {
@@ -62,7 +62,7 @@ func (a *answerer[Req, Resp]) run(ctx context.Context, d *transport.Delivery) (d
 
 	defer recoverTo(&err)
 
-	resp, err := a.handler(ctx, req)
+	resp, err := a.handler(x, req)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +70,7 @@ func (a *answerer[Req, Resp]) run(ctx context.Context, d *transport.Delivery) (d
 	data, err = a.respCodec.Encode(resp)
 	if err != nil {
 		err = transport.Mark(ErrEncode, err)
-	} else if err = CallFromContext(ctx).reply.ValidateUser(); err != nil {
+	} else if err = x.call.reply.ValidateUser(); err != nil {
 		err = fmt.Errorf("the reply's headers: %w", err)
 	}
 

@@ -172,7 +172,7 @@ func (p *BoundPublisher[T]) PublishAtomic(ctx context.Context, items ...Item[T])
 	msgs := make([]transport.Message, 0, len(items))
 
 	end := func(err error) {
-		for _, f := range flights {
+		for _, f := range flights { //nolint:gocritic // a copy is simpler
 			p.telemetry.endSend(f.ctx, f.span, f.start, err)
 		}
 	}

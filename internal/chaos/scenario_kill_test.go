@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -41,7 +40,7 @@ const (
 )
 
 func consume(ctx context.Context, arg string, say func(string)) error {
-	slog.SetDefault(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	slog.SetDefault(slog.New(slog.DiscardHandler))
 	var a consumerArg
 	if err := json.Unmarshal([]byte(arg), &a); err != nil {
 		return err

@@ -50,7 +50,7 @@ func (s *scenario) publishing(promises chaos.Promises, total int) *publishing {
 
 // run lets the publishers work under the faults, and closes the books.
 func (p *publishing) run(publishers int, publish func(n int)) {
-	p.scenario.Helper()
+	p.Helper()
 	var wg sync.WaitGroup
 	for n := range publishers {
 		wg.Go(func() { publish(n) })
@@ -67,7 +67,7 @@ func (p *publishing) run(publishers int, publish func(n int)) {
 	ctx, cancel := context.WithTimeout(p.ctx, natstest.Limit)
 	defer cancel()
 	p.must(p.WaitStream(ctx, story, p.Len()))
-	p.must(p.checker.ReadStream(p.ctx, natstest.JetStream(p.scenario.T, natstest.Connect(p.scenario.T, p.Cluster)), story))
+	p.must(p.checker.ReadStream(p.ctx, natstest.JetStream(p.T, natstest.Connect(p.T, p.Cluster)), story))
 	r := p.verify(p.checker, fmt.Sprintf("%d publishers, %d faults", publishers, len(p.faults)), "slowest publish "+p.slowest.String())
 	if r.Sent != uint64(p.total) {
 		p.Errorf("%d sent, want %d", r.Sent, p.total)

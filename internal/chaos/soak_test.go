@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -32,7 +31,7 @@ import (
 func TestMain(m *testing.M) {
 	crash.Main(map[string]crash.Role{roleConsumer: consume, roleServer: serve})
 	// Failed handlers and lost connections are what the scenarios are made of.
-	slog.SetDefault(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	slog.SetDefault(slog.New(slog.DiscardHandler))
 	goleak.VerifyTestMain(m)
 }
 

@@ -79,7 +79,7 @@ type Child struct {
 // goroutine of the child's. A failure to start ends the test.
 func Start(tb testing.TB, role, arg string, heard func(line string)) *Child {
 	tb.Helper()
-	cmd := exec.Command(os.Args[0])
+	cmd := exec.Command(os.Args[0]) //nolint:gosec,noctx // it starts itself, and is killed by the test
 	cmd.Env = append(os.Environ(), envRole+"="+role, envArg+"="+arg)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()

@@ -176,8 +176,7 @@ func (t *Transport) begin(ctx context.Context, msg transport.Message, header nat
 // withoutEffect is the error of a message before the last: what became of it
 // does not matter.
 func withoutEffect(err error) error {
-	var unconfirmed *unconfirmedError
-	if errors.As(err, &unconfirmed) {
+	if unconfirmed, some := errors.AsType[*unconfirmedError](err); some {
 		return unconfirmed.error
 	}
 

@@ -51,12 +51,12 @@ func (t *Transport) openPipeline(done func(token uint64, r transport.Receipt, er
 
 	sub, err := nc.Subscribe(p.prefix+"*", p.receive)
 	if err != nil {
-		return nil, err
+		return nil, err //nolint:wrapcheck // OpenPipeline does
 	}
 
 	// What is under way is bounded by the owner of the pipeline.
 	if err := sub.SetPendingLimits(-1, -1); err != nil {
-		return nil, err
+		return nil, err //nolint:wrapcheck // OpenPipeline does
 	}
 
 	p.sub = sub

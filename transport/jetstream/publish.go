@@ -236,7 +236,7 @@ func writable(nc *nats.Conn) error {
 func connected(ctx context.Context, nc *nats.Conn) error {
 	for {
 		if err := writable(nc); !errors.Is(err, transport.ErrDisconnected) {
-			return cmp.Or(err, ctx.Err())
+			return cmp.Or(err, ctx.Err()) //nolint:wrapcheck // Publish does
 		}
 
 		changed := nc.StatusChanged(nats.CONNECTED, nats.CLOSED)

@@ -15,7 +15,7 @@ import (
 
 // counted counts what is published on a subject of a stream; a plain subscriber
 // would keep the server from saying that nobody is there.
-func counted(t *testing.T, e *env, subject string) func() int {
+func counted(t *testing.T, e *env, subject string) func() int { //nolint:revive // named for the reader
 	t.Helper()
 
 	before := e.nc.Stats().OutMsgs

@@ -117,7 +117,7 @@ func (t *Transport) publishAtomic(ctx context.Context, msgs []transport.Message)
 
 	for _, msg := range msgs {
 		for _, q := range t.index.match(nil, msg.Subject) {
-			if more[q]++; q.pending+more[q] > t.cfg.maxPending {
+			if more[q]++; q.pending+more[q] > t.cfg.maxPending { //nolint:gocritic // as short as it gets
 				return transport.Receipt{}, &FullError{Group: q.group, Filter: q.filter, Limit: t.cfg.maxPending}
 			}
 		}
