@@ -481,7 +481,7 @@ func (p *pipeline) look(now time.Time) []farewell {
 			continue
 		case !pl.due.IsZero() && !pl.due.After(now):
 			if pl.state == sent {
-				pl.attempt = min(2*pl.attempt, attemptGrowth*p.sender.cfg.asyncAttempt())
+				pl.attempt = min(2*pl.attempt, asyncAttemptGrowth*p.sender.cfg.asyncAttempt())
 			}
 
 			pl.state, pl.due = queued, time.Time{}

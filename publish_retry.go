@@ -68,9 +68,9 @@ func WithAckWait(d time.Duration) PublisherOption {
 // attempt that is not confirmed within the given time, that no stream answered
 // for, or that found no connection, is repeated until ctx ends (or the ack
 // wait, see [WithAckWait], where it has no deadline). Zero means 500 ms, and
-// 2 s for messages that are published in batches or asynchronously, whose
+// 1 s for messages that are published in batches or asynchronously, whose
 // confirmations come later. Where attempts end in silence the next ones are
-// given more time, up to four times as much.
+// given more time, up to four times as much (twice in batches).
 //
 // Repeating is safe because each message has an id, under which the broker
 // stores it once: the one of [WithMessageID], else one that is made up. Hence
@@ -116,7 +116,7 @@ type flusher interface {
 const (
 	defaultAckWait      = 5 * time.Second
 	defaultAttempt      = 500 * time.Millisecond
-	defaultAsyncAttempt = 2 * time.Second
+	defaultAsyncAttempt = time.Second
 )
 
 // adr22 is how often, and when, a publish is repeated by default when no stream
@@ -242,8 +242,11 @@ const (
 	retryPauseMax = time.Second
 
 	// attemptGrowth bounds how much longer later attempts wait than the first:
-	// a broker that is slow rather than gone is not asked in vain for ever.
-	attemptGrowth = 4
+	// a broker that is slow rather than gone is not asked in vain for ever. In
+	// a pipeline the outcome of an earlier attempt is welcome too, so that less
+	// will do.
+	attemptGrowth      = 4
+	asyncAttemptGrowth = 2
 )
 
 // repeatable reports whether a publish failed for now.

@@ -2,6 +2,7 @@ package jetstream_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync"
@@ -51,11 +52,16 @@ func (e *env) transport(t *testing.T, opts ...jetstream.TransportOption) *jetstr
 func (e *env) publish(t *testing.T, from, n int) {
 	t.Helper()
 
-	futures := make([]natsjs.PubAckFuture, n)
+	futures, ids := make([]natsjs.PubAckFuture, n), make([]string, n)
 
 	for i := range n {
 		var err error
-		if futures[i], err = e.js.PublishAsync("events.created", []byte(fmt.Sprint(from+i)), natsjs.WithStallWait(natstest.Limit)); err != nil {
+
+		ids[i] = rand.Text()
+
+		futures[i], err = e.js.PublishAsync("events.created", []byte(fmt.Sprint(from+i)),
+			natsjs.WithMsgID(ids[i]), natsjs.WithStallWait(natstest.Limit))
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -71,8 +77,10 @@ func (e *env) publish(t *testing.T, from, n int) {
 		}
 
 		// A server that restarts takes what it has not confirmed with it, or
-		// stores it all the same: then this one is a duplicate too many.
-		if _, err := e.js.Publish(t.Context(), "events.created", []byte(fmt.Sprint(from+i)), natsjs.WithRetryAttempts(20)); err != nil {
+		// has stored it all the same.
+		_, err := e.js.Publish(t.Context(), "events.created", []byte(fmt.Sprint(from+i)),
+			natsjs.WithMsgID(ids[i]), natsjs.WithRetryAttempts(20))
+		if err != nil {
 			t.Fatal(err)
 		}
 	}

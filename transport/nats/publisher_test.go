@@ -42,7 +42,7 @@ func TestBatch(t *testing.T) {
 
 	t.Cleanup(func() { _ = sub.Close(context.Background()) })
 
-	sub.Request(2 * n)
+	sub.Request(2 * (n + 1))
 
 	for name, opts := range map[string][]goflux.PublisherOption{"plain": nil, "flushed": {goflux.WithFlush()}} {
 		pub := publisher(t, nc, opts...)
