@@ -1,6 +1,6 @@
-// Package bench measures what goflux costs over hand-written nats.go: both in
+// Package bench_test measures what goflux costs over hand-written nats.go: both in
 // one run, over the same server, with the same codec.
-package bench
+package bench_test
 
 import (
 	"context"

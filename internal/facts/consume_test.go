@@ -42,6 +42,7 @@ func TestStopDiscardsBufferDrainHandsItOver(t *testing.T) {
 			if err := e.nc.FlushTimeout(natstest.Limit); err != nil { // The client has read them.
 				t.Fatal(err)
 			}
+			natstest.Eventually(t, func() bool { return handled.Load() == 1 }, "a handler to run")
 			subs := e.nc.NumSubscriptions()
 			tt.end(cc) // Returns at once, though a handler is running.
 			if name == "Stop" {
