@@ -2,6 +2,7 @@ package jetstream_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -508,7 +509,7 @@ func TestConnectionClosed(t *testing.T) {
 				}
 
 				mustBe(t, ended(t, sub), transport.ErrClosed)
-				mustBe(t, sub.Flush(t.Context()), transport.ErrClosed)
+				natstest.Eventually(t, func() bool { return errors.Is(sub.Flush(t.Context()), transport.ErrClosed) }, "the connection to be closed")
 			})
 		}
 	}

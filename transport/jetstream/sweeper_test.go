@@ -495,10 +495,11 @@ func TestNewSweeperRefuses(t *testing.T) {
 		{"loop", js, natstest.Consumer(t, orders, good), "orders.dead", transport.ErrInvalidOption, "endless"},
 		{"deleted", js, deleted, "dead.orders", transport.ErrConsumerNotFound, "consumer"},
 	} {
+		// Here, since an ephemeral consumer does not wait for a parallel test.
+		_, err := jetstream.NewSweeper(context.Background(), tt.js, tt.consumer, tt.subject)
+
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-
-			_, err := jetstream.NewSweeper(context.Background(), tt.js, tt.consumer, tt.subject)
 
 			_, told := errors.AsType[*transport.Error](err)
 			if !errors.Is(err, tt.want) || !told || !strings.Contains(err.Error(), tt.says) {

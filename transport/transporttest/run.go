@@ -128,5 +128,5 @@ func (h Harness) patience() time.Duration {
 		return h.Patience
 	}
 
-	return 10 * time.Second
+	return 30 * time.Second
 }
