@@ -16,7 +16,7 @@ import (
 // with one stream.
 func harness() transporttest.Harness {
 	return transporttest.Harness{
-		Patience: time.Minute, // a server under the race detector, on two cores, may take its time
+		Patience: 2 * natstest.Limit, // a server under the race detector, on two cores, may take its time
 		Start: func(tb testing.TB, cfg transporttest.Config) transporttest.Broker {
 			tb.Helper()
 

@@ -29,7 +29,7 @@ type Harness struct {
 
 	// Patience is how long the suite waits for what must happen without
 	// seeing any progress; it matters only when something fails. Zero means
-	// 10 s.
+	// 30 s.
 	Patience time.Duration
 }
 
