@@ -219,7 +219,7 @@ func (p *pipeline) send() {
 
 		if p.sender.cfg.safe {
 			if pl.attempt == 0 {
-				pl.attempt = p.sender.cfg.asyncAttempt()
+				pl.attempt = p.sender.cfg.firstAttempt()
 			}
 
 			pl.due = time.Now().Add(pl.attempt)
@@ -253,7 +253,12 @@ func (p *pipeline) send() {
 			continue
 		}
 
-		// Those behind it would fare no better, and the order is kept.
+		// Those behind it would fare no better, and the order is kept, also
+		// where it took so long that another attempt is due.
+		if pl.state == queued {
+			p.queue.remove(p.places, i)
+		}
+
 		pl.unanswered--
 		pl.state, pl.last, pl.due = queued, err, time.Time{}
 		p.queue.unpop(p.places, i)
@@ -481,7 +486,7 @@ func (p *pipeline) look(now time.Time) []farewell {
 			continue
 		case !pl.due.IsZero() && !pl.due.After(now):
 			if pl.state == sent {
-				pl.attempt = min(2*pl.attempt, asyncAttemptGrowth*p.sender.cfg.asyncAttempt())
+				pl.attempt = p.sender.cfg.longer(pl.attempt)
 			}
 
 			pl.state, pl.due = queued, time.Time{}

@@ -587,6 +587,48 @@ func TestPipelineStalls(t *testing.T) {
 	})
 }
 
+// A message that could not be sent after all, when another attempt was due
+// already, is sent once, before those that follow it.
+func TestPipelineStallsForLong(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const n = 50
+
+		var sent []string
+
+		w := newWire()
+		w.send = func(n int, s shipment) error {
+			if n < 3 {
+				time.Sleep(2 * time.Second)
+
+				return transport.ErrDisconnected
+			}
+
+			sent = append(sent, s.msg.Subject)
+			w.confirm(s, 1)
+
+			return nil
+		}
+
+		pub := publisher(t, w, goflux.WithPublishRetry(100*time.Millisecond))
+
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+
+		if _, err := pub.PublishBatch(ctx, items(n)...); err != nil {
+			t.Fatal(err)
+		}
+
+		synctest.Wait()
+
+		for i, subject := range sent {
+			if subject != fmt.Sprint("a.", i) || len(sent) != n {
+				t.Fatalf("%q was sent as number %d of %d", subject, i, len(sent))
+			}
+		}
+	})
+}
+
 func TestPipelineRepeatsWhatNobodyAnswered(t *testing.T) {
 	t.Parallel()
 

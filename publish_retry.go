@@ -67,10 +67,9 @@ func WithAckWait(d time.Duration) PublisherOption {
 // WithPublishRetry makes publishing survive what a cluster goes through: an
 // attempt that is not confirmed within the given time, that no stream answered
 // for, or that found no connection, is repeated until ctx ends (or the ack
-// wait, see [WithAckWait], where it has no deadline). Zero means 500 ms, and
-// 1 s for messages that are published in batches or asynchronously, whose
-// confirmations come later. Where attempts end in silence the next ones are
-// given more time, up to four times as much (twice in batches).
+// wait, see [WithAckWait], where it has no deadline). Zero means 500 ms. Where
+// attempts end in silence the next ones are given more time, up to four times
+// as much.
 //
 // Repeating is safe because each message has an id, under which the broker
 // stores it once: the one of [WithMessageID], else one that is made up. Hence
@@ -114,9 +113,8 @@ type flusher interface {
 }
 
 const (
-	defaultAckWait      = 5 * time.Second
-	defaultAttempt      = 500 * time.Millisecond
-	defaultAsyncAttempt = time.Second
+	defaultAckWait = 5 * time.Second
+	defaultAttempt = 500 * time.Millisecond
 )
 
 // adr22 is how often, and when, a publish is repeated by default when no stream
@@ -186,9 +184,13 @@ func (c *publisherConfig) wait() time.Duration {
 	return cmp.Or(c.ackWait, defaultAckWait)
 }
 
-// asyncAttempt is what the first attempt is given where nobody waits for it.
-func (c *publisherConfig) asyncAttempt() time.Duration {
-	return cmp.Or(c.attempt, defaultAsyncAttempt)
+// firstAttempt is the time that an attempt has, longer that of the next one
+// after it ended in silence: a broker that is slow rather than gone is not asked
+// in vain for ever.
+func (c *publisherConfig) firstAttempt() time.Duration { return cmp.Or(c.attempt, defaultAttempt) }
+
+func (c *publisherConfig) longer(attempt time.Duration) time.Duration {
+	return min(2*attempt, 4*c.firstAttempt())
 }
 
 // noRetry leaves the retries to persist.
@@ -203,8 +205,7 @@ func (s *sender) persist(
 	defer cancel()
 
 	unknown := false
-	first := cmp.Or(s.cfg.attempt, defaultAttempt)
-	limit := first
+	limit := s.cfg.firstAttempt()
 
 	for wait := retryPauseMin; ; wait = min(2*wait, retryPauseMax) {
 		trying, stop := context.WithTimeout(ctx, limit)
@@ -226,7 +227,7 @@ func (s *sender) persist(
 			return Receipt{}, refused(subject, err, unknown)
 		case timedOut:
 			wait = retryPauseMin // it has waited
-			limit = min(2*limit, attemptGrowth*first)
+			limit = s.cfg.longer(limit)
 		}
 
 		pause(ctx, jitter(wait))
@@ -240,13 +241,6 @@ func (s *sender) persist(
 const (
 	retryPauseMin = 20 * time.Millisecond //nolint:revive // the least pause
 	retryPauseMax = time.Second
-
-	// attemptGrowth bounds how much longer later attempts wait than the first:
-	// a broker that is slow rather than gone is not asked in vain for ever. In
-	// a pipeline the outcome of an earlier attempt is welcome too, so that less
-	// will do.
-	attemptGrowth      = 4
-	asyncAttemptGrowth = 2
 )
 
 // repeatable reports whether a publish failed for now.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/foomo/goflux"
 	"github.com/foomo/goflux/codec/raw"
@@ -16,8 +17,10 @@ import (
 	"github.com/foomo/goflux/internal/natstest"
 )
 
-// patience is the deadline of callers that must not see an error.
-const patience = 10 * time.Second
+// patience is the deadline of callers that must not see an error. The short form
+// shares its machine with other tests, where an election alone may take ten
+// seconds.
+var patience = size(30*time.Second, 10*time.Second)
 
 // publishing is a cluster with publishers, and what comes over them.
 type publishing struct {
@@ -26,6 +29,7 @@ type publishing struct {
 	checker *chaos.Checker
 	conns   []*nats.Conn
 	stored  counter // messages that were accepted, and in the end all
+	stuck   counter // ids
 	total   int
 	slowest longest
 	faults  []fault
@@ -68,7 +72,8 @@ func (p *publishing) run(publishers int, publish func(n int)) {
 	defer cancel()
 	p.must(p.WaitStream(ctx, story, p.Len()))
 	p.must(p.checker.ReadStream(p.ctx, natstest.JetStream(p.T, natstest.Connect(p.T, p.Cluster)), story))
-	r := p.verify(p.checker, fmt.Sprintf("%d publishers, %d faults", publishers, len(p.faults)), "slowest publish "+p.slowest.String())
+	r := p.verify(p.checker, fmt.Sprintf("%d publishers, %d faults", publishers, len(p.faults)), "slowest publish "+p.slowest.String(),
+		fmt.Sprintf("%d ids stuck", p.stuck.Load()))
 	if r.Sent != uint64(p.total) {
 		p.Errorf("%d sent, want %d", r.Sent, p.total)
 	}
@@ -114,7 +119,7 @@ func (p *publishing) publish(pub *goflux.BoundPublisher[string], id chaos.ID, li
 	case err == nil:
 		p.stored.Add(1)
 	case patient:
-		p.Errorf("%v, after %v: %v", id, time.Since(start), err)
+		p.broken(id, start, err)
 	case !errors.Is(err, context.DeadlineExceeded):
 		p.Errorf("%v, impatient: %v, want the end of its deadline", id, err)
 	}
@@ -169,11 +174,29 @@ func (p *publishing) publishBatch(pub *goflux.BoundPublisher[string], ids []chao
 	}
 	for i, r := range results {
 		p.checker.Published(ids[i], resultOf(r.Err), r.Receipt.Sequence)
-		if r.Err == nil {
+		switch {
+		case r.Err == nil:
 			p.stored.Add(1)
+		case patient:
+			p.broken(ids[i], start, r.Err)
 		}
 	}
-	if err != nil && patient {
-		p.Errorf("%v and on, after %v: %v", ids[0], time.Since(start), err)
+}
+
+// errCodeInProcess is the server's answer to a message whose id it is just
+// storing.
+const errCodeInProcess = 10158
+
+// broken is called with the error of a publish that had patience. One of them is
+// nobody's fault here: when a leader loses its office, it can keep ids of
+// messages that were never committed, and when it leads again it refuses these
+// for as long as the de-duplication window (nats-server v2.15.2,
+// processStreamLeaderChange forgets only what no commit has followed).
+func (p *publishing) broken(id chaos.ID, start time.Time, err error) {
+	var api *jetstream.APIError
+	if errors.Is(err, goflux.ErrPublishUnknown) && errors.As(err, &api) && api.ErrorCode == errCodeInProcess {
+		p.stuck.Add(1)
+		return
 	}
+	p.Errorf("%v, after %v: %v", id, time.Since(start), err)
 }

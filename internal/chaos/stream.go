@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -30,7 +31,7 @@ func (c *Checker) ReadStream(ctx context.Context, js jetstream.JetStream, stream
 }
 
 func (c *Checker) readStream(ctx context.Context, js jetstream.JetStream, stream string) error {
-	s, err := js.Stream(ctx, stream)
+	s, err := answered(ctx, func(ctx context.Context) (jetstream.Stream, error) { return js.Stream(ctx, stream) })
 	if err != nil {
 		return err
 	}
@@ -38,7 +39,9 @@ func (c *Checker) readStream(ctx context.Context, js jetstream.JetStream, stream
 	if state.Msgs == 0 {
 		return nil
 	}
-	cons, err := js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{HeadersOnly: true})
+	cons, err := answered(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
+		return js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{HeadersOnly: true})
+	})
 	if err != nil {
 		return err
 	}
@@ -61,6 +64,23 @@ func (c *Checker) readStream(ctx context.Context, js jetstream.JetStream, stream
 		// alone, which a replica tells that may be behind the leader.
 		if n >= state.Msgs && meta.NumPending == 0 {
 			return nil
+		}
+	}
+}
+
+// answerTimeout bounds one question to a cluster. One that is asked while a
+// leader changes is never answered.
+const answerTimeout = 2 * time.Second
+
+// answered asks until there is an answer, or ctx ends.
+func answered[T any](ctx context.Context, ask func(ctx context.Context) (T, error)) (T, error) {
+	for {
+		try, cancel := context.WithTimeout(ctx, answerTimeout)
+		answer, err := ask(try)
+		late := try.Err() != nil
+		cancel()
+		if !late || ctx.Err() != nil {
+			return answer, err
 		}
 	}
 }
