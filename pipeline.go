@@ -56,6 +56,7 @@ type pipeline struct {
 
 	timer *time.Timer
 	rings time.Time // when the timer rings; zero when it does not
+	rang  time.Time // when it last did
 	due   time.Time // the earliest that may be due; zero when nothing is
 }
 
@@ -162,6 +163,14 @@ func (p *pipeline) launch(ctx context.Context, f flight) error {
 		p.mu.Unlock()
 
 		return errPublisherClosed
+	}
+
+	// The room may be that of messages whose time ended with that of this one,
+	// before ctx knew.
+	if !f.deadline.IsZero() && !f.deadline.After(p.rang) {
+		p.mu.Unlock()
+
+		return context.DeadlineExceeded
 	}
 
 	if f.deadline.IsZero() {
@@ -436,6 +445,7 @@ func (p *pipeline) ring() {
 	}
 
 	now := time.Now()
+	p.rang = now
 
 	var over []farewell
 	if !p.due.IsZero() && !p.due.After(now) {
