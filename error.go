@@ -58,6 +58,9 @@ var (
 	ErrStreamNotFound = transport.ErrStreamNotFound
 	// ErrConsumerNotFound: the consumer does not exist, or no longer does.
 	ErrConsumerNotFound = transport.ErrConsumerNotFound
+	// ErrNotServing: no Subscribe or Serve is running; see Health of
+	// [BoundSubscriber] and [BoundResponder].
+	ErrNotServing = transport.NewSentinel("not_serving", "nothing is being served")
 	// ErrSubjectMismatch: the subject of Subscribe does not cover what the
 	// consumer delivers.
 	ErrSubjectMismatch = transport.ErrSubjectMismatch

@@ -103,6 +103,7 @@ type receiver struct {
 	close   context.CancelFunc
 
 	dropped, expired atomic.Uint64
+	vitals           vitals
 }
 
 // Close ends all running Subscribe calls as if their ctx had ended, and makes
@@ -168,7 +169,9 @@ type work interface {
 }
 
 // serve runs one subscription.
-func (r *receiver) serve(ctx context.Context, subject string, w work) error {
+func (r *receiver) serve(ctx context.Context, subject string, w work) (err error) {
+	defer func() { r.vitals.ended(err) }()
+
 	if r.err != nil {
 		return r.err
 	}
@@ -229,6 +232,8 @@ func (r *receiver) serve(ctx context.Context, subject string, w work) error {
 
 		return errors.Join(&Error{Op: "subscribe", Subject: subject, Err: err}, sub.Close(closing))
 	}
+
+	defer r.vitals.begin(ctx, sub)()
 
 	if r.cfg.ready != nil {
 		r.cfg.ready()

@@ -13,8 +13,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
-	"sync/atomic"
 	"time"
 
 	json "github.com/foomo/goencode/json/v1"
@@ -32,6 +32,8 @@ type Order struct {
 	ID      string `json:"id"`
 	Address string `json:"address"`
 }
+
+var probeAddr = flag.String("probes", "127.0.0.1:0", "where /livez and /readyz are served")
 
 func main() {
 	url := flag.String("url", "", "the NATS server to use; empty runs one in this process, and a demonstration")
@@ -60,9 +62,6 @@ func run(ctx context.Context, out io.Writer, url string) error {
 	return demonstrate(ctx, out, server.ClientURL())
 }
 
-// healthy is what a readiness probe would ask.
-var healthy atomic.Bool
-
 // region connect
 
 func connect(url string) (*nats.Conn, error) {
@@ -70,13 +69,9 @@ func connect(url string) (*nats.Conn, error) {
 		nats.Name("shipping"),           // how operators find it
 		nats.MaxReconnects(-1),          // by default it gives up, for ever, after 60 tries a server
 		nats.RetryOnFailedConnect(true), // start, though no server is there yet
-		nats.ConnectHandler(func(*nats.Conn) { healthy.Store(true) }),
-		nats.ReconnectHandler(func(*nats.Conn) { healthy.Store(true) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			healthy.Store(false)
 			slog.Warn("lost the connection to NATS", "error", err)
 		}),
-		nats.ClosedHandler(func(*nats.Conn) { healthy.Store(false) }), // it does not come back
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			slog.Warn("NATS reports an error", "error", err)
 		}),
@@ -174,12 +169,42 @@ func serve(ctx context.Context, out io.Writer, url string, task goflux.Task) err
 	)(ship(out))
 
 	return goflux.RunUntilSignal(ctx,
+		probes(sub),
 		with.sweeper.Run,
 		goflux.SubscribeTask(sub, "orders.>", handler),
 		task,
 	)
 	// endregion
 }
+
+// region probes
+
+// probes serves what the platform asks: is the process there, and do messages
+// arrive?
+func probes(sub *goflux.BoundSubscriber[Order]) goflux.Task {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		if err := sub.Health(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		}
+	})
+
+	return func(ctx context.Context) error {
+		server := &http.Server{Addr: *probeAddr, Handler: mux, ReadHeaderTimeout: time.Second}
+		stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+
+		defer stop()
+
+		if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+
+		return nil
+	}
+}
+
+// endregion
 
 var errNoAddress = errors.New("the order has no address")
 
