@@ -143,7 +143,7 @@ func TestHealthWhileDraining(t *testing.T) {
 func TestHealthNeverBegun(t *testing.T) {
 	t.Parallel()
 
-	bad := jetstream.NewSubscriber(nil, raw.String(), goflux.WithConcurrency(0))
+	bad := jetstream.NewSubscriber(nil, raw.String())
 	if err := bad.Health(t.Context()); !errors.Is(err, goflux.ErrInvalidOption) {
 		t.Error(err)
 	}

@@ -77,8 +77,8 @@ var (
 // Error is a failure with its circumstances. It wraps its cause: errors.Is
 // finds the sentinels of this package and the broker's own error behind them.
 type Error struct {
-	// Op is what failed: "publish", "subscribe", "fetch", "settle",
-	// "decode", "encode", "request", "open".
+	// Op is what failed, for people: "publish", "subscribe", "request",
+	// "open", "ack" and so on.
 	Op string
 
 	// Subject is the subject or filter concerned; it may be empty.
@@ -113,7 +113,8 @@ func (e *Error) Error() string {
 	}
 
 	b.WriteString(": ")
-	b.WriteString(e.Err.Error())
+	// One that is wrapped in another is not introduced again.
+	b.WriteString(strings.TrimPrefix(e.Err.Error(), "goflux: "))
 
 	return b.String()
 }

@@ -60,9 +60,7 @@ func Open(ctx context.Context, rawURL string) (Transport, error) {
 	registry.RUnlock()
 
 	if !known {
-		return nil, &Error{Op: "open", Subject: place(u), Err: fmt.Errorf(
-			"%w: no transport for the scheme %q; registered are: %s: import its package, for instance _ %q",
-			ErrInvalidOption, u.Scheme, strings.Join(schemes, ", "), "github.com/foomo/goflux/transport/jetstream")}
+		return nil, &Error{Op: "open", Subject: place(u), Err: unknownScheme(u.Scheme, schemes)}
 	}
 
 	t, err := open(ctx, u)
@@ -71,6 +69,19 @@ func Open(ctx context.Context, rawURL string) (Transport, error) {
 	}
 
 	return t, nil
+}
+
+// unknownScheme says what to import. The packages have the names of their
+// schemes.
+func unknownScheme(scheme string, registered []string) error {
+	name, _, _ := strings.Cut(scheme, "+")
+	if slices.Contains([]string{"memory", "nats", "jetstream", "embedded"}, name) {
+		return fmt.Errorf("%w: the scheme %q is not registered: import _ %q",
+			ErrInvalidOption, scheme, "github.com/foomo/goflux/transport/"+name)
+	}
+
+	return fmt.Errorf("%w: no transport has the scheme %q; registered are: %s: import the package of the one you want",
+		ErrInvalidOption, scheme, strings.Join(registered, ", "))
 }
 
 // place names a URL without what may be secret in it: a token stands where a

@@ -54,6 +54,8 @@ func TestOpenErrors(t *testing.T) {
 	}{
 		{"unknown scheme", "unknown://token-secret:secret@host", transport.ErrInvalidOption, `"unknown"`},
 		{"it tells those that are known", "unknown:", transport.ErrInvalidOption, "test-fail"},
+		{"one of ours that is not imported", "memory:", transport.ErrInvalidOption, `import _ "github.com/foomo/goflux/transport/memory"`},
+		{"over TLS", "nats+tls://host", transport.ErrInvalidOption, `import _ "github.com/foomo/goflux/transport/nats"`},
 		{"no scheme", "host", transport.ErrInvalidOption, "test-fail"},
 		{"empty", "", transport.ErrInvalidOption, "test-fail"},
 		{"not a URL", "test-fail://secret:secret@host:port\x7f", transport.ErrInvalidOption, "parsed"},

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
+	"github.com/foomo/goflux/internal/natsconn"
 	"github.com/foomo/goflux/transport"
 	"github.com/foomo/goflux/transport/jetstream"
 )
@@ -51,8 +52,10 @@ func (t *Transport) Close() error {
 //   - dir: where it is stored; without it, in a temporary directory that Close
 //     removes.
 //   - listen: host:port to let others connect; without it nobody can.
+//   - ackwait, maxdeliver, maxackpending: the limits of the consumers that
+//     subscriptions create, as of the scheme jetstream.
 func open(ctx context.Context, u *url.URL) (transport.Transport, error) {
-	if err := transport.CheckQuery(u, "stream", "subjects", "dir", "listen"); err != nil {
+	if err := transport.CheckQuery(u, append(natsconn.ConsumerParams(), "stream", "subjects", "dir", "listen")...); err != nil {
 		return nil, err
 	}
 
@@ -81,12 +84,17 @@ func open(ctx context.Context, u *url.URL) (transport.Transport, error) {
 		return nil, err
 	}
 
+	consumers, err := natsconn.ConsumerConfig(q)
+	if err != nil {
+		return nil, err
+	}
+
 	server, err := Start(ctx, opts...)
 	if err != nil {
 		return nil, err
 	}
 
-	t, err := connect(ctx, server, name, subjects)
+	t, err := connect(ctx, server, name, subjects, jetstream.WithConsumerConfig(consumers))
 	if err != nil {
 		_ = server.Shutdown()
 
@@ -120,7 +128,7 @@ func options(q url.Values) ([]Option, error) {
 	return opts, nil
 }
 
-func connect(ctx context.Context, server *Server, name, subjects string) (*Transport, error) {
+func connect(ctx context.Context, server *Server, name, subjects string, with ...jetstream.TransportOption) (*Transport, error) {
 	nc, err := server.Connect()
 	if err != nil {
 		return nil, err
@@ -128,10 +136,7 @@ func connect(ctx context.Context, server *Server, name, subjects string) (*Trans
 
 	t := &Transport{nc: nc, server: server}
 
-	var (
-		js   natsjs.JetStream
-		with []jetstream.TransportOption
-	)
+	var js natsjs.JetStream
 
 	if name == "" {
 		js, err = natsjs.New(nc)

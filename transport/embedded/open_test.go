@@ -70,7 +70,7 @@ func TestOpenRefuses(t *testing.T) {
 
 	for _, url := range []string{
 		"embedded://host", "embedded:EVENTS", "embedded:?stream=A", "embedded:?subjects=a", "embedded:?strem=A",
-		"embedded:?listen=nowhere", "embedded:?listen=localhost:http",
+		"embedded:?listen=nowhere", "embedded:?ackwait=soon", "embedded:?maxdeliver=0", "embedded:?listen=localhost:http",
 	} {
 		if tr, err := transport.Open(t.Context(), url); !errors.Is(err, transport.ErrInvalidOption) {
 			t.Errorf("%s: got %v, %v, want ErrInvalidOption", url, tr, err)

@@ -69,13 +69,22 @@ func (b bound) Subscribe(ctx context.Context, cfg transport.SubscribeConfig) (tr
 	return s, nil
 }
 
-func (b bound) subscribe(ctx context.Context, cfg transport.SubscribeConfig) (*subscription, error) {
+// check reports what is wrong with the consumer without asking the server.
+func (b bound) check() error {
 	switch {
 	case b.consumer == nil:
-		return nil, invalid("the consumer is nil")
+		return invalid("the consumer is nil")
 	case fmt.Sprintf("%T", b.consumer) == orderedConsumer:
-		return nil, fmt.Errorf("%w: an ordered consumer begins anew with each request for messages: make one with CreateConsumer",
+		return fmt.Errorf("%w: an ordered consumer begins anew with each request for messages: make one with CreateConsumer",
 			transport.ErrUnsupported)
+	default:
+		return nil
+	}
+}
+
+func (b bound) subscribe(ctx context.Context, cfg transport.SubscribeConfig) (*subscription, error) {
+	if err := b.check(); err != nil {
+		return nil, err
 	}
 
 	if cfg.Subject != "" {

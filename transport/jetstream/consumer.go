@@ -13,7 +13,9 @@ type Consumer[T any] = goflux.BoundConsumer[T]
 // message it fetches has to be settled. The consumer and its connection stay
 // the caller's.
 //
-// What is wrong with the arguments is returned by every Fetch.
+// What is wrong with the arguments is returned by every Fetch, and by Err.
 func NewConsumer[T any](consumer jetstream.Consumer, codec goflux.Codec[T], opts ...Option) *Consumer[T] {
-	return goflux.BindConsumer(Bind(consumer), nil, codec, opts...)
+	b := bound{consumer}
+
+	return goflux.BindConsumer(b, b.check(), codec, opts...)
 }

@@ -41,11 +41,18 @@ func init() { //nolint:gochecknoinits // importing the package makes its schemes
 //     default, or memory), retention (limits, the default, interest or
 //     workqueue) and replicas (1).
 //   - domain: the JetStream domain.
+//   - ackwait, maxdeliver, maxackpending: the limits of the consumers that
+//     subscriptions create; see natsconn.
 //
 // The other parameters are those of natsconn.
 func open(ctx context.Context, u *url.URL) (transport.Transport, error) {
-	err := transport.CheckQuery(u, append(natsconn.Params(),
-		paramStream, paramSubjects, paramStorage, paramRetention, paramReplicas, paramDomain)...)
+	err := transport.CheckQuery(u, slices.Concat(natsconn.Params(), natsconn.ConsumerParams(),
+		[]string{paramStream, paramSubjects, paramStorage, paramRetention, paramReplicas, paramDomain})...)
+	if err != nil {
+		return nil, err
+	}
+
+	consumers, err := natsconn.ConsumerConfig(u.Query())
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +62,7 @@ func open(ctx context.Context, u *url.URL) (transport.Transport, error) {
 		return nil, err
 	}
 
-	var opts []TransportOption
+	opts := []TransportOption{WithConsumerConfig(consumers)}
 	if cfg.Name != "" {
 		opts = append(opts, WithStream(cfg.Name))
 	}

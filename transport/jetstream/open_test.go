@@ -23,7 +23,8 @@ func TestOpen(t *testing.T) {
 	url := "jetstream" + strings.TrimPrefix(strings.Replace(s.URL(), "://", "://user:secret@", 1), "nats")
 
 	tr, err := transport.Open(t.Context(), url+
-		"?stream=EVENTS&subjects=events.>,audit&storage=memory&retention=interest&replicas=1&name=service&reconnectbuf=1024")
+		"?stream=EVENTS&subjects=events.>,audit&storage=memory&retention=interest&replicas=1&name=service&reconnectbuf=1024"+
+		"&ackwait=7s&maxdeliver=5&maxackpending=77")
 	must(t, err)
 
 	js := natstest.JetStream(t, natstest.Connect(t, s, nats.UserInfo("user", "secret")))
@@ -65,6 +66,11 @@ func TestOpen(t *testing.T) {
 	// The settlement had arrived before the connection went.
 	consumer, err := stream.Consumer(t.Context(), "g")
 	must(t, err)
+
+	if c := consumer.CachedInfo().Config; c.AckWait != 7*time.Second || c.MaxDeliver != 5 || c.MaxAckPending != 77 {
+		t.Errorf("the consumer is %+v", c)
+	}
+
 	unsettled(t, consumer, 0)
 
 	natstest.Eventually(t, func() bool { return s.NATSServer().NumClients() == 1 }, "the connection to be closed")
@@ -91,6 +97,10 @@ func TestOpenErrors(t *testing.T) {
 		"jetstream://user:secret@" + host + "?stream=EVENTS&subjects=a&storage=tape":      transport.ErrInvalidOption,
 		"jetstream://user:secret@" + host + "?stream=EVENTS&subjects=a&retention=forever": transport.ErrInvalidOption,
 		"jetstream://user:secret@" + host + "?stream=EVENTS&subjects=a&replicas=two":      transport.ErrInvalidOption,
+		"jetstream://user:secret@" + host + "?stream=EVENTS&ackwait=7":                     transport.ErrInvalidOption,
+		"jetstream://user:secret@" + host + "?stream=EVENTS&ackwait=-7s":                   transport.ErrInvalidOption,
+		"jetstream://user:secret@" + host + "?stream=EVENTS&maxdeliver=0":                  transport.ErrInvalidOption,
+		"jetstream://user:secret@" + host + "?stream=EVENTS&maxackpending=many":            transport.ErrInvalidOption,
 		"jetstream://user:secret@" + host + "?stream=a.b&subjects=a":                      transport.ErrInvalidOption,
 		"jetstream://user:secret@" + host + "?stream=GONE":                                transport.ErrStreamNotFound,
 		"jetstream://user:secret@" + host + "/path":                                       transport.ErrInvalidOption,

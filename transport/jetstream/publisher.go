@@ -13,7 +13,7 @@ type Publisher[T any] = goflux.BoundPublisher[T]
 // when the server has stored the message. The handle and its connection stay
 // the caller's: Close leaves them open.
 //
-// What is wrong with the arguments is returned by every Publish.
+// What is wrong with the arguments is returned by every Publish, and by Err.
 func NewPublisher[T any](js jetstream.JetStream, codec goflux.Codec[T], opts ...Option) *Publisher[T] {
 	t, err := New(js)
 

@@ -29,11 +29,16 @@ const streamTimeout = 10 * time.Second
 // caller's.
 //
 // Errors are [*transport.Error] values around [transport.ErrInvalidOption] (no
-// connection, no name, a bad option), those of ctx, and what the server
+// connection, no name, a bad option), those of ctx, with
+// [transport.ErrDisconnected] where no server was there, and what the server
 // refuses as [*natsjs.APIError], for instance subjects that overlap with
 // another stream's.
 func NewStream(ctx context.Context, nc *nats.Conn, cfg natsjs.StreamConfig, opts ...natsjs.JetStreamOpt) (natsjs.JetStream, error) {
 	js, err := newStream(ctx, nc, cfg, opts)
+	if errors.Is(err, context.DeadlineExceeded) && !nc.IsConnected() {
+		err = transport.Mark(transport.ErrDisconnected, err)
+	}
+
 	if err != nil {
 		return nil, &transport.Error{Op: opOpen, Stream: cfg.Name, Err: mapError(err)}
 	}

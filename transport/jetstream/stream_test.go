@@ -113,6 +113,12 @@ func TestNewStreamErrors(t *testing.T) {
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 
+	gone := natstest.RunTCP(t)
+	reconnecting := natstest.Connect(t, gone)
+	gone.Stop()
+	natstest.Eventually(t, reconnecting.IsReconnecting, "the client to see that the server is gone")
+	t.Cleanup(func() { must(t, gone.Start()) })
+
 	bad := func(*natsjs.JetStreamOptions) error { return errors.New("bad") }
 
 	for name, tc := range map[string]struct {
@@ -134,6 +140,14 @@ func TestNewStreamErrors(t *testing.T) {
 			return err
 		}, transport.ErrInvalidOption},
 		"canceled": {func() error { _, err := jetstream.NewStream(canceled, nc, natsjs.StreamConfig{Name: "S"}); return err }, context.Canceled},
+		"no server": {func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+
+			_, err := jetstream.NewStream(ctx, reconnecting, natsjs.StreamConfig{Name: "S"})
+
+			return err
+		}, transport.ErrDisconnected},
 		"overlap": {func() error {
 			_, err := jetstream.NewStream(t.Context(), nc, natsjs.StreamConfig{Name: "B", Subjects: []string{"a.b"}})
 

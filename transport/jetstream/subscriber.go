@@ -18,7 +18,9 @@ type Subscriber[T any] = goflux.BoundSubscriber[T]
 // payload that does not decode is terminated; see [WithManualAck] for settling
 // by hand. The consumer and its connection stay the caller's.
 //
-// What is wrong with the arguments is returned by every Subscribe.
+// What is wrong with the arguments is returned by every Subscribe, and by Err.
 func NewSubscriber[T any](consumer jetstream.Consumer, codec goflux.Codec[T], opts ...Option) *Subscriber[T] {
-	return goflux.BindSubscriber(Bind(consumer), nil, codec, opts...)
+	b := bound{consumer}
+
+	return goflux.BindSubscriber(b, b.check(), codec, opts...)
 }

@@ -14,7 +14,7 @@ type Publisher[T any] = goflux.BoundPublisher[T]
 // is being re-established the client buffers. The connection stays the
 // caller's: Close leaves it open.
 //
-// What is wrong with the arguments is returned by every Publish.
+// What is wrong with the arguments is returned by every Publish, and by Err.
 func NewPublisher[T any](nc *natsgo.Conn, codec goflux.Codec[T], opts ...Option) *Publisher[T] {
 	t, err := New(nc)
 

@@ -13,7 +13,7 @@ type Requester[Req, Resp any] = goflux.BoundRequester[Req, Resp]
 // asked: errors that it reports as the services of NATS do (ADR-32) arrive as
 // [*goflux.RemoteError]. The connection stays the caller's: Close leaves it open.
 //
-// What is wrong with the arguments is returned by every request.
+// What is wrong with the arguments is returned by every request, and by Err.
 func NewRequester[Req, Resp any](
 	nc *natsgo.Conn, reqCodec goflux.Codec[Req], respCodec goflux.Codec[Resp], opts ...Option,
 ) *Requester[Req, Resp] {

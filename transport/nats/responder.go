@@ -16,7 +16,7 @@ type Responder[Req, Resp any] = goflux.BoundResponder[Req, Resp]
 // [goflux.WithConcurrency] and [goflux.WithService]. The connection stays the
 // caller's, and so do its handlers.
 //
-// What is wrong with the arguments is returned by every Serve.
+// What is wrong with the arguments is returned by every Serve, and by Err.
 func NewResponder[Req, Resp any](
 	nc *natsgo.Conn, reqCodec goflux.Codec[Req], respCodec goflux.Codec[Resp], opts ...Option,
 ) *Responder[Req, Resp] {

@@ -13,7 +13,7 @@ type Subscriber[T any] = goflux.BoundSubscriber[T]
 // message whose handler fails is logged and lost, unless dead letters are
 // configured. The connection stays the caller's.
 //
-// What is wrong with the arguments is returned by every Subscribe.
+// What is wrong with the arguments is returned by every Subscribe, and by Err.
 func NewSubscriber[T any](nc *natsgo.Conn, codec goflux.Codec[T], opts ...Option) *Subscriber[T] {
 	t, err := New(nc)
 
