@@ -121,6 +121,12 @@ func (t *Transport) commit(ctx context.Context, msgs []transport.Message) (trans
 			return transport.Receipt{}, err
 		}
 
+		// Before the first is sent: the server keeps a batch that has begun for
+		// a while, and takes few at once.
+		if err := checkSize(nc, header, msg.Data); err != nil {
+			return transport.Receipt{}, err
+		}
+
 		headers[i] = header
 	}
 

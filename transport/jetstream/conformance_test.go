@@ -23,7 +23,10 @@ func harness() transporttest.Harness {
 			s := natstest.Run(tb)
 			nc := natstest.Connect(tb, s)
 			js := natstest.JetStream(tb, nc)
-			natstest.Stream(tb, js, natsjs.StreamConfig{Name: cfg.Prefix, Subjects: []string{cfg.Prefix + ".>"}})
+			natstest.Stream(tb, js, natsjs.StreamConfig{
+				Name: cfg.Prefix, Subjects: []string{cfg.Prefix + ".>", "schedule." + cfg.Prefix + ".>"},
+				AllowMsgTTL: true, AllowMsgSchedules: true, AllowAtomicPublish: true,
+			})
 
 			return transporttest.Broker{
 				Open: func(tb testing.TB) transport.Transport {

@@ -156,14 +156,8 @@ func (t *Transport) askOnce(ctx context.Context, subject string, header nats.Hea
 
 	// nats.go v1.55.0 looks at the size too, but then keeps an entry in the
 	// connection's map of replies for ever.
-	size := int64(len(data))
-	if len(header) > 0 {
-		size += int64(headerSize(header))
-	}
-
-	if limit := nc.MaxPayload(); size > limit {
-		return nil, transport.Mark(transport.ErrTooLarge,
-			fmt.Errorf("%w: %d bytes with headers, the server takes %d", nats.ErrMaxPayload, size, limit))
+	if err := checkSize(nc, header, data); err != nil {
+		return nil, err
 	}
 
 	reply, err := request(ctx, nc, subject, header, data)
@@ -290,6 +284,21 @@ func checkHeader(header nats.Header) error {
 	return nil
 }
 
+// checkSize reports a message that is too large for the server.
+func checkSize(nc *nats.Conn, header nats.Header, data []byte) error {
+	size := int64(len(data))
+	if len(header) > 0 {
+		size += int64(headerSize(header))
+	}
+
+	if limit := nc.MaxPayload(); size > limit {
+		return transport.Mark(transport.ErrTooLarge,
+			fmt.Errorf("%w: %d bytes with headers, the server takes %d", nats.ErrMaxPayload, size, limit))
+	}
+
+	return nil
+}
+
 // headerSize returns the size of headers on the wire.
 func headerSize(h nats.Header) int {
 	size := len("NATS/1.0\r\n") + len("\r\n")
@@ -353,6 +362,13 @@ func (t *Transport) publishOnTerms(ctx context.Context, msg transport.Message) (
 	var conflict *transport.ConflictError
 	if !errors.As(err, &conflict) {
 		return r, err
+	}
+
+	// Of two expectations the server does not tell which one failed. A sequence
+	// above that of the stream shows that it was that one, and a subject that is
+	// as expected was not it.
+	if n := terms.LastSequence; n != nil && conflict.Known && (conflict.Last > *n || conflict.Last == expected) {
+		expected = *n
 	}
 
 	conflict.Expected = expected

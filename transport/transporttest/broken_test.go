@@ -430,6 +430,272 @@ var defects = map[string]struct {
 		func(w *wrapper) { w.caps |= transport.Of(transport.RequestReply) },
 		"37_Contract_CapabilitiesAndInfo", "the transport claims request-reply and does not implement it",
 	},
+	"takes what is expected for granted": {
+		func(w *wrapper) {
+			w.remember()
+			w.publish = func(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+				msg.Terms = nil
+
+				return w.Transport.Publish(ctx, msg)
+			}
+		}, "39_Publish_ExpectedSequenceHolds", "error <nil>, want one that matches \"conflict",
+	},
+	"takes the subject for the stream": {
+		func(w *wrapper) {
+			w.remember()
+			w.publish = func(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+				if terms := msg.Terms; terms != nil && terms.LastSequence == nil {
+					msg.Terms = &transport.Terms{LastSequence: terms.LastSubjectSequence}
+				}
+
+				return w.Transport.Publish(ctx, msg)
+			}
+		}, "39_Publish_ExpectedSequenceHolds", "send third with the last sequence as it is expected",
+	},
+	"does not tell what conflicts": {
+		func(w *wrapper) {
+			w.remember()
+			w.publish = func(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+				r, err := w.Transport.Publish(ctx, msg)
+				if conflict, some := errors.AsType[*transport.ConflictError](err); some {
+					conflict.Expected, conflict.Last = conflict.Last, conflict.Expected
+				}
+
+				return r, err
+			}
+		}, "39_Publish_ExpectedSequenceHolds", "the conflict is between",
+	},
+	"conflicts with itself": {
+		func(w *wrapper) {
+			w.remember()
+			w.publish = func(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+				if msg.Terms != nil {
+					msg.ID = ""
+				}
+
+				return w.Transport.Publish(ctx, msg)
+			}
+		}, "39_Publish_ExpectedSequenceHolds", "send again with the last sequence as it is expected",
+	},
+	"lets all of a race win": {
+		func(w *wrapper) {
+			w.remember()
+			w.publish = func(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+				if string(msg.Data) == "won" {
+					msg.Terms = nil
+				}
+
+				return w.Transport.Publish(ctx, msg)
+			}
+		}, "39_Publish_ExpectedSequenceHolds", "8 of 8 who expect the same sequence succeed",
+	},
+	"keeps messages for ever": {
+		func(w *wrapper) { w.caps |= transport.Of(transport.MessageTTL) }, // for who comes back
+		"40_Publish_MessagesExpire", "the end of a message with a TTL of a second",
+	},
+	"keeps messages in its history for ever": {
+		func(w *wrapper) {
+			w.remember()
+			w.caps |= transport.Of(transport.MessageTTL)
+		}, "40_Publish_MessagesExpire", "the end of a message with a TTL of a second",
+	},
+	"keeps messages with a TTL for a moment": {
+		func(w *wrapper) {
+			w.caps |= transport.Of(transport.MessageTTL)
+			w.publish = func(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+				if msg.Terms != nil {
+					return transport.Receipt{Stream: memory.Stream, Sequence: 1}, nil
+				}
+
+				return w.Transport.Publish(ctx, msg)
+			}
+		}, "40_Publish_MessagesExpire", `the first message that is kept is "for ever"`,
+	},
+	"has TTLs and keeps nothing": {
+		func(w *wrapper) { w.caps = transport.Of(transport.MessageTTL) },
+		"40_Publish_MessagesExpire", "the transport claims message TTL and keeps no messages",
+	},
+	"does not wait until it is time": {
+		func(w *wrapper) {
+			w.publish = func(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+				msg.Terms = nil
+
+				return w.Transport.Publish(ctx, msg)
+			}
+		}, "41_Publish_LaterIsNeverEarly", `"at" arrived`,
+	},
+	"counts in seconds": {
+		func(w *wrapper) {
+			w.publish = func(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+				if msg.Terms != nil {
+					msg.Terms = &transport.Terms{At: msg.Terms.At.Truncate(time.Second)}
+				}
+
+				return w.Transport.Publish(ctx, msg)
+			}
+		}, "41_Publish_LaterIsNeverEarly", `"at" arrived`,
+	},
+	"forgets what waits": {
+		func(w *wrapper) {
+			w.publish = func(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+				if msg.Terms != nil {
+					return transport.Receipt{Stream: memory.Stream, Sequence: 1}, nil
+				}
+
+				return w.Transport.Publish(ctx, msg)
+			}
+		}, "41_Publish_LaterIsNeverEarly", "waited in vain for: all messages",
+	},
+	"lets an id wait twice": {
+		func(w *wrapper) {
+			w.publish = func(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+				msg.ID = ""
+
+				return w.Transport.Publish(ctx, msg)
+			}
+		}, "41_Publish_LaterIsNeverEarly", "got at 2 times, want once",
+	},
+	"publishes an atomic batch one by one": {
+		func(w *wrapper) {
+			w.atomic = func(ctx context.Context, msgs []transport.Message) (r transport.Receipt, err error) {
+				for _, msg := range msgs {
+					if r, err = w.Publish(ctx, msg); err != nil {
+						return transport.Receipt{}, err
+					}
+				}
+
+				return r, nil
+			}
+		}, "42_Publish_AtomicBatchesAreAllOrNothing", "want [alone first second x y z mine 1 mine 2",
+	},
+	"lets others between an atomic batch": {
+		func(w *wrapper) {
+			w.atomic = func(ctx context.Context, msgs []transport.Message) (transport.Receipt, error) {
+				if bytes.HasPrefix(msgs[0].Data, []byte("batch")) {
+					if _, err := w.plainAtomic(ctx, msgs[:1]); err != nil {
+						return transport.Receipt{}, err
+					}
+
+					msgs = msgs[1:]
+
+					if _, err := w.Publish(ctx, transport.Message{Subject: msgs[0].Subject, Data: []byte("single")}); err != nil {
+						return transport.Receipt{}, err
+					}
+				}
+
+				return w.plainAtomic(ctx, msgs)
+			}
+		}, "42_Publish_AtomicBatchesAreAllOrNothing", "a batch arrived as [batch",
+	},
+	"does not know what became of an atomic batch": {
+		func(w *wrapper) {
+			w.atomic = func(ctx context.Context, msgs []transport.Message) (transport.Receipt, error) {
+				r, err := w.plainAtomic(ctx, msgs)
+				if err != nil {
+					err = transport.Mark(transport.ErrPublishUnknown, err)
+				}
+
+				return r, err
+			}
+		}, "42_Publish_AtomicBatchesAreAllOrNothing", "want it to be known that nothing is stored",
+	},
+	"answers a batch with the receipts of others": {
+		func(w *wrapper) {
+			w.outcome = func(done outcome, token uint64, r transport.Receipt, err error) {
+				if r.Sequence > 0 {
+					r.Sequence = 1000 - r.Sequence
+				}
+				done(token, r, err)
+			}
+		}, "43_Publish_BatchesAnswerInOrder", "a batch: the receipt 1 is",
+	},
+	"does not tell of the duplicates of a batch": {
+		func(w *wrapper) {
+			w.outcome = func(done outcome, token uint64, r transport.Receipt, err error) {
+				r.Duplicate = false
+				done(token, r, err)
+			}
+		}, "43_Publish_BatchesAnswerInOrder", "when it was published again",
+	},
+	"mixes up the messages of a batch": {
+		func(w *wrapper) {
+			w.publish = func(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+				switch string(msg.Data) {
+				case "3":
+					msg.Data = []byte("4")
+				case "4":
+					msg.Data = []byte("3")
+				}
+
+				return w.Transport.Publish(ctx, msg)
+			}
+		}, "43_Publish_BatchesAnswerInOrder", "want [0 1 2 3 4",
+	},
+	"answers under another token": {
+		func(w *wrapper) {
+			w.outcome = func(done outcome, token uint64, r transport.Receipt, err error) { done(token&0xffffffff, r, err) }
+		}, "44_Publish_PipelinesAnswerByToken", "done got",
+	},
+	"answers twice": {
+		func(w *wrapper) {
+			w.outcome = func(done outcome, token uint64, r transport.Receipt, err error) {
+				done(token, r, err)
+				done(token, r, err)
+			}
+		}, "44_Publish_PipelinesAnswerByToken", "2 times, want once",
+	},
+	"answers from several goroutines": {
+		func(w *wrapper) {
+			w.outcome = func(done outcome, token uint64, r transport.Receipt, err error) {
+				var answering sync.WaitGroup
+				for range 2 {
+					answering.Go(func() { done(token, r, err) })
+				}
+				answering.Wait()
+			}
+		}, "44_Publish_PipelinesAnswerByToken", "done is called while it runs",
+	},
+	"answers after Close": {
+		func(w *wrapper) {
+			var closed atomic.Bool
+			w.closePipe = func(next func() error, done outcome) error {
+				if closed.Swap(true) {
+					done(0, transport.Receipt{}, nil)
+				}
+
+				return next()
+			}
+		}, "44_Publish_PipelinesAnswerByToken", "done is called after Close",
+	},
+	"flushes nothing": {
+		func(w *wrapper) {
+			w.caps = transport.Of(transport.Groups)
+
+			var kept sync.Map // the last message, until the next one is sent
+			w.publish = func(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+				last, some := kept.LoadAndDelete("last")
+				if !some {
+					kept.Store("last", msg)
+
+					return transport.Receipt{}, nil
+				}
+
+				_, err := w.Transport.Publish(ctx, msg)
+				_, lastErr := w.Transport.Publish(ctx, last.(transport.Message))
+
+				return transport.Receipt{}, errors.Join(err, lastErr)
+			}
+		}, "45_Publish_FlushedIsThere", "the subscription got [1 0 3 2",
+	},
+	"loses every tenth answer": {
+		func(w *wrapper) {
+			w.outcome = func(done outcome, token uint64, r transport.Receipt, err error) {
+				if r.Sequence%10 > 0 {
+					done(token, r, err)
+				}
+			}
+		}, "45_Publish_FlushedIsThere", "context deadline exceeded",
+	},
 	"has delays without redelivery": {
 		func(w *wrapper) { w.caps = transport.Of(transport.Acks, transport.DelayedNak) },
 		"37_Contract_CapabilitiesAndInfo", "the transport has delayed nak without redelivery",
@@ -441,7 +707,7 @@ func TestDefectsAreFound(t *testing.T) {
 
 	var (
 		running sync.WaitGroup
-		slots   = make(chan struct{}, 8)
+		slots   = make(chan struct{}, 12)
 	)
 
 	for name, defect := range defects { //nolint:paralleltest // they run side by side all the same
@@ -593,7 +859,10 @@ func (r *recorder) end() {
 	}
 }
 
-type settle func(v transport.Verdict) error
+type (
+	settle  func(v transport.Verdict) error
+	outcome func(token uint64, r transport.Receipt, err error)
+)
 
 // wrapper is a transport in memory, and what is to go wrong with it.
 type wrapper struct {
@@ -601,9 +870,13 @@ type wrapper struct {
 
 	ackWait    time.Duration
 	maxDeliver int
+	history    int
 
 	caps      transport.Capabilities
 	publish   func(ctx context.Context, msg transport.Message) (transport.Receipt, error)
+	atomic    func(ctx context.Context, msgs []transport.Message) (transport.Receipt, error)
+	outcome   func(done outcome, token uint64, r transport.Receipt, err error)
+	closePipe func(next func() error, done outcome) error
 	subscribe func(cfg transport.SubscribeConfig) transport.SubscribeConfig
 	deliver   func(sink func(transport.Delivery), d transport.Delivery)
 	settle    func(next settle, v transport.Verdict) error
@@ -632,10 +905,10 @@ func broken(harm func(w *wrapper)) transporttest.Harness {
 			}
 
 			// What the wrapper hides.
-			w.caps = plain.Capabilities() &^ transport.Of(transport.RequestReply, transport.AtomicBatches)
+			w.caps = plain.Capabilities() &^ transport.Of(transport.RequestReply)
 			harm(w)
 
-			m, err := memory.New(memory.WithAckWait(w.ackWait), memory.WithMaxDeliver(w.maxDeliver))
+			m, err := memory.New(memory.WithAckWait(w.ackWait), memory.WithMaxDeliver(w.maxDeliver), memory.WithHistory(w.history))
 			if err != nil {
 				tb.Fatal(err)
 			}
@@ -655,6 +928,12 @@ func broken(harm func(w *wrapper)) transporttest.Harness {
 	}
 }
 
+// remember gives the transport a history.
+func (w *wrapper) remember() {
+	w.history = 1000
+	w.caps |= transport.Of(transport.Replay, transport.ExpectedSequence)
+}
+
 func (w *wrapper) Capabilities() transport.Capabilities { return w.caps }
 
 func (w *wrapper) Publish(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
@@ -663,6 +942,88 @@ func (w *wrapper) Publish(ctx context.Context, msg transport.Message) (transport
 	}
 
 	return w.Transport.Publish(ctx, msg)
+}
+
+func (w *wrapper) PublishAtomic(ctx context.Context, msgs []transport.Message) (transport.Receipt, error) {
+	if w.atomic != nil {
+		return w.atomic(ctx, msgs)
+	}
+
+	return w.plainAtomic(ctx, msgs)
+}
+
+func (w *wrapper) plainAtomic(ctx context.Context, msgs []transport.Message) (transport.Receipt, error) {
+	return w.Transport.(transport.AtomicPublisher).PublishAtomic(ctx, msgs)
+}
+
+// Flush has nothing to wait for.
+func (w *wrapper) Flush(context.Context) error { return nil }
+
+// OpenPipeline opens a pipeline that publishes at once and tells of it later.
+func (w *wrapper) OpenPipeline(
+	ctx context.Context, done func(token uint64, r transport.Receipt, err error),
+) (transport.Pipeline, error) {
+	// It fails when the transport is closed.
+	s, err := w.Transport.Subscribe(ctx, transport.SubscribeConfig{Subject: "pipeline", Sink: func(transport.Delivery) {}})
+	if err != nil {
+		return nil, err
+	}
+
+	p := &pipeline{w: w, done: done, answers: make(chan func(), 1<<13), closing: make(chan struct{})}
+
+	p.telling.Go(func() {
+		for {
+			select {
+			case <-p.closing:
+				return
+			case answer := <-p.answers:
+				answer()
+			}
+		}
+	})
+
+	return p, s.Close(ctx)
+}
+
+type pipeline struct {
+	w       *wrapper
+	done    outcome
+	answers chan func()
+	close   sync.Once
+	closing chan struct{}
+	telling sync.WaitGroup
+}
+
+func (p *pipeline) Send(token uint64, msg transport.Message) error {
+	r, err := p.w.Publish(context.Background(), msg)
+	if err != nil {
+		return err
+	}
+
+	p.answers <- func() {
+		if p.w.outcome != nil {
+			p.w.outcome(p.done, token, r, nil)
+		} else {
+			p.done(token, r, nil)
+		}
+	}
+
+	return nil
+}
+
+func (p *pipeline) Close() error {
+	if p.w.closePipe != nil {
+		return p.w.closePipe(p.end, p.done)
+	}
+
+	return p.end()
+}
+
+func (p *pipeline) end() error {
+	p.close.Do(func() { close(p.closing) })
+	p.telling.Wait()
+
+	return nil
 }
 
 func (w *wrapper) Subscribe(ctx context.Context, cfg transport.SubscribeConfig) (transport.Subscription, error) {

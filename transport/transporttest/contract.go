@@ -320,6 +320,8 @@ func capabilitiesAndInfo(e *env) {
 		{transport.Durable, transport.Groups},
 		{transport.Fetching, transport.Durable},
 		{transport.Deduplication, transport.Receipts},
+		{transport.ExpectedSequence, transport.Receipts},
+		{transport.AtomicBatches, transport.Receipts},
 	} {
 		if b.has(rule.has) && !b.has(rule.needs) {
 			e.Errorf("the transport has %v without %v", rule.has, rule.needs)

@@ -19,7 +19,9 @@ import (
 type Harness struct {
 	// Start makes a broker ready and registers with tb.Cleanup what ends it.
 	// It is called for each item, often several times and concurrently; a
-	// failure to start ends tb. It is required.
+	// failure to start ends tb. What a broker has to be told before it does
+	// what the transport claims, such as TTLs, schedules and atomic batches, is
+	// told here. It is required.
 	Start func(tb testing.TB, cfg Config) Broker
 
 	// MaxPayload is how many bytes of payload a message without headers may
@@ -37,8 +39,8 @@ type Harness struct {
 type Config struct {
 	// Prefix is the first token of every subject the item uses: a broker that
 	// is told what to store is told Prefix + ".>". It is different in each
-	// call of Start, and fit to name a stream. Other subjects are used only
-	// to see that nobody stores them.
+	// call of Start, and fit to name a stream, which is new and empty. Other
+	// subjects are used only to see that nobody stores them.
 	Prefix string
 
 	// AckWait is the lease that deliveries are to have, where the transport

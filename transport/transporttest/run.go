@@ -82,6 +82,14 @@ var items = []item{
 	{"38_Fetch_ReturnsWhatIsThere", fetchReturns},
 	{"38_Fetch_SkipsWhatDoesNotDecode", fetchSkipsUndecodable},
 	{"38_Fetch_BadArguments", fetchBadArguments},
+
+	{"39_Publish_ExpectedSequenceHolds", expectedSequenceHolds},
+	{"40_Publish_MessagesExpire", messagesExpire},
+	{"41_Publish_LaterIsNeverEarly", laterIsNeverEarly},
+	{"42_Publish_AtomicBatchesAreAllOrNothing", atomicBatches},
+	{"43_Publish_BatchesAnswerInOrder", batchesAnswerInOrder},
+	{"44_Publish_PipelinesAnswerByToken", pipelinesAnswerByToken},
+	{"45_Publish_FlushedIsThere", flushedIsThere},
 }
 
 // Run runs the suite as subtests of t, several at a time, one named after each
