@@ -16,6 +16,13 @@ import (
 	"github.com/foomo/goflux/transport/memory"
 )
 
+// region shared
+
+// In a package of both sides.
+var errNoOrder = goflux.NewError(http.StatusNotFound, "no such order")
+
+// endregion
+
 // A responder answers, and its errors that are meant for the caller arrive as
 // they are.
 func ExampleNewRequester() {
@@ -49,6 +56,7 @@ func ExampleNewRequester() {
 		fmt.Println(price.Cents, err)
 
 		_, err = req.Request(ctx, "prices.get", Order{ID: "8"})
+		fmt.Println("no such order:", errors.Is(err, errNoOrder))
 
 		if remote, ok := errors.AsType[*goflux.RemoteError](err); ok {
 			fmt.Println(remote.Code, remote.Message)
@@ -76,7 +84,7 @@ func ExampleNewRequester() {
 
 	err = resp.Serve(ctx, "prices.get", func(_ context.Context, order Order) (Price, error) {
 		if order.ID != "7" {
-			return Price{}, goflux.NewError(http.StatusNotFound, "no such order")
+			return Price{}, errNoOrder
 		}
 
 		return Price{Cents: 995}, nil
@@ -88,6 +96,7 @@ func ExampleNewRequester() {
 
 	// Output:
 	// 995 <nil>
+	// no such order: true
 	// 404 no such order
 	// nobody there: true
 }

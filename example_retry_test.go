@@ -2,6 +2,7 @@ package goflux_test
 
 import (
 	"fmt"
+	"testing"
 	"time"
 
 	"github.com/foomo/goflux"
@@ -50,4 +51,39 @@ func ExampleRetryPolicy() {
 
 	// Output:
 	// 1s 1s 10m0s
+}
+
+// What docs/retries-and-dead-letters.md and docs/operations.md say of how long an
+// outage is survived: the sum of the waits, each of which is changed by up to a
+// fifth.
+func TestDocsOutage(t *testing.T) {
+	t.Parallel()
+
+	patient := goflux.ExponentialRetry(time.Second, 5*time.Minute)
+
+	for _, row := range []struct {
+		name       string
+		policy     goflux.RetryPolicy
+		maxDeliver int
+		want       time.Duration
+	}{
+		{"default", goflux.DefaultRetryPolicy, 5, 700 * time.Millisecond},
+		{"default", goflux.DefaultRetryPolicy, 10, 25500 * time.Millisecond},
+		{"default", goflux.DefaultRetryPolicy, 12, 81100 * time.Millisecond},
+		{"default", goflux.DefaultRetryPolicy, 15, 171100 * time.Millisecond},
+		{"patient", patient, 5, 7 * time.Second},
+		{"patient", patient, 10, 255 * time.Second},
+		{"patient", patient, 12, 811 * time.Second},
+		{"patient", patient, 15, 1711 * time.Second},
+	} {
+		var sum time.Duration
+
+		for attempt := 1; attempt < row.maxDeliver; attempt++ {
+			sum += row.policy(attempt)
+		}
+
+		if sum < row.want*4/5 || sum > row.want*6/5 {
+			t.Errorf("%s with %d deliveries waits for %v, want %v, a fifth less or more", row.name, row.maxDeliver, sum, row.want)
+		}
+	}
 }

@@ -3,6 +3,7 @@ package goflux_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,7 +17,7 @@ import (
 	"github.com/foomo/goflux/transport/memory"
 )
 
-// The three ways to test a handler that docs/testing.md shows.
+// The ways to test a handler that docs/testing.md shows.
 
 // region handler
 
@@ -103,6 +104,65 @@ func TestDocsHandlerInMemory(t *testing.T) {
 			t.Errorf("%d calls, %d messages given up; want 4 and 0", calls, tr.GivenUp())
 		}
 	})
+}
+
+// endregion
+
+// region manual
+
+func TestDocsManualAck(t *testing.T) {
+	t.Parallel()
+
+	var attempts []int
+
+	handle := func(_ context.Context, msg goflux.Message[order]) error {
+		attempts = append(attempts, msg.Attempt())
+		if msg.Attempt() == 1 {
+			return msg.NakWithDelay(10 * time.Second)
+		}
+
+		return msg.Ack()
+	}
+
+	synctest.Test(t, func(t *testing.T) {
+		tr, err := memory.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = tr.Close() }()
+
+		sub, err := goflux.NewSubscriber(tr, json.NewCodec[order](), goflux.WithManualAck())
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+
+		go func() { done <- sub.Subscribe(ctx, "orders.*", handle) }()
+
+		synctest.Wait() // the subscription is there
+
+		pub, err := goflux.NewPublisher(tr, json.NewCodec[order]())
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		if err := pub.Publish(ctx, "orders.created", order{ID: "7"}); err != nil {
+			t.Fatal(err)
+		}
+
+		time.Sleep(5 * time.Minute) // what nobody settled would come again after the ack wait of 30 s
+		cancel()
+
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+
+	if !slices.Equal(attempts, []int{1, 2}) {
+		t.Errorf("attempts %v, want the first to be put off and the second to be acked", attempts)
+	}
 }
 
 // endregion

@@ -19,7 +19,8 @@ func TestPrograms(t *testing.T) {
 	t.Parallel()
 
 	for dir, want := range map[string]string{
-		"jetstream/push": "received: 1 signup\n",
+		"jetstream/push":    "received: 1 signup\n",
+		"jetstream/durable": "welcome, Ann\n",
 		"jetstream/manualack": "acked: now\n" +
 			"put off: later\n" +
 			"terminated: poison\n" +

@@ -18,10 +18,6 @@ import (
 	_ "github.com/foomo/goflux/transport/nats"
 )
 
-type Order struct {
-	ID string `json:"id"`
-}
-
 func main() {
 	urls := os.Args[1:]
 	if len(urls) == 0 {
@@ -36,6 +32,13 @@ func main() {
 	}
 }
 
+// region whole
+
+type Order struct {
+	ID string `json:"id"`
+}
+
+// run handles one order, which it publishes itself.
 func run(ctx context.Context, url string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -74,3 +77,5 @@ func publish(ctx context.Context, t transport.Transport) {
 		fmt.Fprintln(os.Stderr, err)
 	}
 }
+
+// endregion

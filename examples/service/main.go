@@ -1,6 +1,7 @@
 // Command service is a service as one would deploy it: orders from JetStream,
-// shipped by sixteen handlers at once, each once, with retries, dead letters and
-// an orderly end.
+// shipped by sixteen handlers at once, with duplicates recognised, retries, dead
+// letters, probes and an orderly end. When an order is shipped twice all the same
+// is in docs/idempotency.md.
 //
 //	go run ./examples/service                           on a server of its own, with some orders, until they are done
 //	go run ./examples/service -url nats://host:4222     until it gets Ctrl-C or SIGTERM
@@ -33,21 +34,20 @@ type Order struct {
 	Address string `json:"address"`
 }
 
-var probeAddr = flag.String("probes", "127.0.0.1:0", "where /livez and /readyz are served")
-
 func main() {
 	url := flag.String("url", "", "the NATS server to use; empty runs one in this process, and a demonstration")
+	probes := flag.String("probes", ":8081", "where /livez and /readyz are served")
 	flag.Parse()
 
-	if err := run(context.Background(), os.Stdout, *url); err != nil {
+	if err := run(context.Background(), os.Stdout, *url, *probes); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, out io.Writer, url string) error {
+func run(ctx context.Context, out io.Writer, url, probes string) error {
 	if url != "" {
-		return serve(ctx, out, url, func(context.Context) error { return nil })
+		return serve(ctx, out, url, probes, func(context.Context) error { return nil })
 	}
 
 	server, err := embedded.Start(ctx, embedded.WithListen("127.0.0.1", 0))
@@ -68,7 +68,7 @@ func connect(url string) (*nats.Conn, error) {
 	return nats.Connect(url,
 		nats.Name("shipping"),           // how operators find it
 		nats.MaxReconnects(-1),          // by default it gives up, for ever, after 60 tries a server
-		nats.RetryOnFailedConnect(true), // start, though no server is there yet
+		nats.RetryOnFailedConnect(true), // no error yet where no server is there: setup waits 10 s for one
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			slog.Warn("lost the connection to NATS", "error", err)
 		}),
@@ -107,8 +107,8 @@ func setup(ctx context.Context, nc *nats.Conn) (*things, error) {
 		FilterSubject: "orders.>",
 		AckPolicy:     jetstream.AckExplicitPolicy,
 		AckWait:       30 * time.Second, // how long after a crash another replica has its messages
-		MaxDeliver:    5,                // after that a message is a dead letter
-		MaxAckPending: 1000,             // delivered and not settled, those that were put off included
+		MaxDeliver:    12,               // then a message is a dead letter: with the retries below, after 13 minutes
+		MaxAckPending: 5000,             // unsettled, for 3 replicas x (16 + 512) and those that wait for a retry
 	})
 	if err != nil {
 		return nil, err
@@ -142,7 +142,7 @@ func setup(ctx context.Context, nc *nats.Conn) (*things, error) {
 // endregion
 
 // serve runs the service until a signal, or until task ends it.
-func serve(ctx context.Context, out io.Writer, url string, task goflux.Task) error {
+func serve(ctx context.Context, out io.Writer, url, probes string, task goflux.Task) error {
 	nc, err := connect(url)
 	if err != nil {
 		return err
@@ -157,10 +157,14 @@ func serve(ctx context.Context, out io.Writer, url string, task goflux.Task) err
 	// region serve
 	sub := gofluxjs.NewSubscriber(with.orders, json.NewCodec[Order](),
 		goflux.WithConcurrency(16),
+		goflux.WithRetryPolicy(goflux.ExponentialRetry(time.Second, 5*time.Minute)),
 		goflux.WithDeadLetterPublisher(with.letters, "dead.orders"),
 		goflux.WithMaxHandlingTime(time.Minute),
 		goflux.WithDrainTimeout(20*time.Second), // less than what the platform waits before it kills
 	)
+	if err := sub.Err(); err != nil {
+		return err // an option that does not fit
+	}
 
 	handler := goflux.Chain(
 		middleware.Log[Order](slog.Default()),
@@ -169,7 +173,7 @@ func serve(ctx context.Context, out io.Writer, url string, task goflux.Task) err
 	)(ship(out))
 
 	return goflux.RunUntilSignal(ctx,
-		probes(sub),
+		serveProbes(probes, health(sub)),
 		with.sweeper.Run,
 		goflux.SubscribeTask(sub, "orders.>", handler),
 		task,
@@ -179,9 +183,8 @@ func serve(ctx context.Context, out io.Writer, url string, task goflux.Task) err
 
 // region probes
 
-// probes serves what the platform asks: is the process there, and do messages
-// arrive?
-func probes(sub *goflux.BoundSubscriber[Order]) goflux.Task {
+// health answers the platform: is the process there, and do messages arrive?
+func health(sub *goflux.BoundSubscriber[Order]) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
@@ -190,8 +193,14 @@ func probes(sub *goflux.BoundSubscriber[Order]) goflux.Task {
 		}
 	})
 
+	return mux
+}
+
+// endregion
+
+func serveProbes(addr string, handler http.Handler) goflux.Task {
 	return func(ctx context.Context) error {
-		server := &http.Server{Addr: *probeAddr, Handler: mux, ReadHeaderTimeout: time.Second}
+		server := &http.Server{Addr: addr, Handler: handler, ReadHeaderTimeout: time.Second}
 		stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 
 		defer stop()
@@ -203,8 +212,6 @@ func probes(sub *goflux.BoundSubscriber[Order]) goflux.Task {
 		return nil
 	}
 }
-
-// endregion
 
 var errNoAddress = errors.New("the order has no address")
 
@@ -236,7 +243,7 @@ func demonstrate(ctx context.Context, out io.Writer, url string) error {
 		return err
 	}
 
-	if err := serve(ctx, out, url, func(ctx context.Context) error {
+	if err := serve(ctx, out, url, "127.0.0.1:0", func(ctx context.Context) error {
 		defer cancel()
 
 		pub := gofluxjs.NewPublisher(js, json.NewCodec[Order](), goflux.WithPublishRetry(0))

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/foomo/goflux/transport"
 )
 
 // tree writes files to a directory and returns its path.
@@ -97,7 +99,8 @@ func TestRun(t *testing.T) {
 		t.Errorf("docs/all.md is\n%s\nwant\n%s", got, want)
 	}
 
-	if got := read(t, dir, "docs/matrix.md"); !strings.Contains(got, "| replay |") || !strings.Contains(got, "✓") {
+	if got := read(t, dir, "docs/matrix.md"); !strings.Contains(got, "| replay |") || !strings.Contains(got, "✓") ||
+		!strings.Contains(got, "| live request-reply ¹ |") || !strings.Contains(got, "\n\n¹ JetStream") {
 		t.Errorf("docs/matrix.md is\n%s", got)
 	}
 
@@ -142,5 +145,13 @@ func TestRunErrors(t *testing.T) {
 				t.Errorf("the document was changed to %q", got)
 			}
 		})
+	}
+}
+
+func TestFootnoteNeedsItsRow(t *testing.T) {
+	t.Parallel()
+
+	if got, err := footnote("| replay |", transport.RequestReply, "x", "y"); err == nil {
+		t.Errorf("a footnote to no row: %q", got)
 	}
 }

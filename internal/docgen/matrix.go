@@ -1,8 +1,10 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 
+	"github.com/foomo/goflux/transport"
 	"github.com/foomo/goflux/transport/jetstream"
 	"github.com/foomo/goflux/transport/memory"
 	"github.com/foomo/goflux/transport/nats"
@@ -31,5 +33,21 @@ func matrix() (string, error) {
 		transporttest.NamedTransport{Name: "memory with history", Capable: replaying},
 	)
 
-	return b.String(), err
+	if err != nil {
+		return "", err
+	}
+
+	return footnote(b.String(), transport.RequestReply, "live "+transport.RequestReply.String(),
+		"JetStream has stored requests instead, of `jetstream.NewRequester` and `jetstream.NewResponder`.")
+}
+
+// footnote gives the row of a capability another label, and a note below the
+// table.
+func footnote(table string, c transport.Capability, label, note string) (string, error) {
+	row := "| " + c.String() + " |"
+	if strings.Count(table, row) != 1 {
+		return "", fmt.Errorf("the matrix has not one row %q", row)
+	}
+
+	return strings.Replace(table, row, "| "+label+" ¹ |", 1) + "\n¹ " + note + "\n", nil
 }
