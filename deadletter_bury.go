@@ -4,92 +4,92 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"time"
 
 	"github.com/foomo/goflux/internal/engine"
 	"github.com/foomo/goflux/transport"
 )
 
-// burial is a dead letter that has yet to be stored. The job keeps it as its
-// failure between the tries, so that they are all about the same letter.
+// burial is a dead letter that has yet to be stored. Its job keeps it between the
+// tries, so that they are all about the same letter.
 type burial struct {
-	error // the handler's
-
+	err    error // the handler's
 	letter DeadLetter[[]byte]
-	tries  int
 }
 
-func (b *burial) Unwrap() error { return b.error }
-
-// beginBurial makes the dead letter of a message and stores it.
-func (s *settlement) beginBurial(ctx context.Context, job *engine.Job, err error, reason string) (after time.Duration, retry bool) {
+func (s *settlement) newBurial(job *engine.Job, err error, reason string) *burial {
 	d := job.Delivery
 
-	// The first verdict wins, also over a dead letter: a handler may have
-	// settled before it failed. If it has not, storing has a whole lease.
-	if serr := d.Settler.Settle(ctx, d.Token, transport.Verdict{Action: transport.Extend}); errors.Is(serr, ErrSettled) {
-		s.logFailure(job, "a handler failed after it had settled its message", err)
-
-		return 0, false
-	}
-
-	m := d.Settler.Metadata(d.Token)
-	letter := DeadLetter[[]byte]{
-		Subject:  d.Subject,
-		Header:   d.Header,
-		Raw:      d.Data,
-		Reason:   reason,
-		Error:    err.Error(),
-		Attempts: s.attempt(job),
-		Stream:   m.Stream,
-		Sequence: m.Sequence,
-		Consumer: m.Consumer,
-		Stored:   m.Timestamp,
-		Time:     time.Now(),
-	}
+	letter := newDeadLetter(d.Subject, d.Header, d.Data, d.Settler.Metadata(d.Token), reason, err)
+	letter.Attempts = s.attempt(job)
 
 	if letter.Consumer == "" {
 		letter.Consumer = s.cfg.group
 	}
 
-	return s.bring(ctx, job, &burial{error: err, letter: letter})
+	return &burial{err: err, letter: letter}
 }
 
-// bring tries to store a dead letter, and terminates the message if that
-// succeeds.
-func (s *settlement) bring(ctx context.Context, job *engine.Job, b *burial) (after time.Duration, retry bool) {
-	dead := s.cfg.deadLetter
+// bring makes one try to store the dead letter of a job, beside the handlers.
+func (s *settlement) bring(ctx context.Context, job *engine.Job) engine.Burial {
+	b, _ := job.Burial.(*burial)
 
-	// The message is not to be lost because its handler took too long, or
-	// because the subscription stops.
-	storing, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
-	defer cancel()
+	switch {
+	case job.Retries > 0 && job.LeaseLost() && !s.last(s.delivered(job)):
+		// What the handler named is done, but not for ever: whoever gets the
+		// message now will come to it again.
+		s.logFailure(job, "a lease was lost before the dead letter was stored; the broker delivers the message again", b.err)
 
-	var err error
-	if job.Delivery.Subject == dead.subject {
-		err = dead.loop()
-	} else {
-		err = StoreDeadLetter(storing, dead.publisher, dead.subject, b.letter)
+		return engine.Dropped
+	case s.lost(job, b, job.Retries, nil):
+		return engine.Dropped // others have asked for it
 	}
 
-	b.tries++
+	storing, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+
+	err := s.store(storing, job, b)
 
 	switch {
 	case err == nil:
-		s.logFailure(job, "a message went to the dead letters: "+b.letter.Reason, b.error, slog.Int("attempt", b.letter.Attempts))
-		s.settle(ctx, job, transport.Verdict{Action: transport.Term, Reason: b.letter.Reason})
-
-		return 0, false
-	case !s.caps.Has(transport.Redelivery) && b.tries >= deadLetterTries:
-		s.logFailure(job, "a message was lost: neither handled nor stored as a dead letter", errors.Join(b.error, err))
-
-		return 0, false
+		return engine.Buried
+	case s.lost(job, b, job.Retries+1, err):
+		return engine.Lost
+	case errors.Is(err, ErrTooLarge), errors.Is(err, ErrInvalidHeader), errors.Is(err, ErrInvalidOption):
+		return engine.Refused // whatever becomes of others
 	default:
-		job.Failure = b
-		after = deadLetterRetry(b.tries + 1)
-
-		s.logFailure(job, "a dead letter could not be stored; trying again", err, slog.Duration("delay", after))
-
-		return after, true
+		return engine.Failing
 	}
+}
+
+// store is one try. An error means that the message is as it was.
+func (s *settlement) store(ctx context.Context, job *engine.Job, b *burial) (err error) {
+	dead := s.cfg.deadLetter
+
+	if job.Delivery.Subject == dead.subject {
+		err = dead.loop()
+	} else {
+		err = guard(func() error { return StoreDeadLetter(ctx, dead.publisher, dead.subject, b.letter) })
+	}
+
+	if err == nil {
+		s.logFailure(job, "a message went to the dead letters: "+b.letter.Reason, b.err, slog.Int("attempt", b.letter.Attempts))
+		s.settle(ctx, job, transport.Verdict{Action: transport.Term, Reason: b.letter.Reason})
+	}
+
+	return err
+}
+
+// lost reports whether a message is lost because so many tries to store its dead
+// letter were in vain, the last one with err, and nobody else keeps it.
+func (s *settlement) lost(job *engine.Job, b *burial, tries int, err error) bool {
+	switch {
+	case !s.caps.Has(transport.Redelivery) && tries >= deadLetterTries:
+		s.logFailure(job, "a message was lost: neither handled nor stored as a dead letter", errors.Join(b.err, err))
+
+		return true
+	case err != nil:
+		s.logFailure(job, "a dead letter could not be stored; trying again", err)
+	}
+
+	return false
 }

@@ -93,8 +93,8 @@ type SubscribeConfig struct {
 
 	// Notify receives what is worth knowing and does not end the
 	// subscription: messages dropped by the client ([DroppedError]), a
-	// connection that was lost. It may be nil, may be called concurrently
-	// and must not block.
+	// connection that was lost, an [Info] that has changed. It may be nil, may
+	// be called concurrently and must not block.
 	Notify func(error)
 }
 
@@ -102,8 +102,10 @@ type SubscribeConfig struct {
 // closes it; it settles what it received through the [Settler] of each
 // [Delivery].
 type Subscription interface {
-	// Info describes the subscription. It is cheap and may be called at any
-	// time; the value does not change.
+	// Info describes the subscription, as far as is known: the value changes
+	// when the configuration at the broker does. After a Flush without an
+	// error it is no older than that; Notify tells of a change that may matter
+	// at once. It is cheap, never blocks and may be called at any time.
 	Info() Info
 
 	// Request lets n more deliveries reach the sink, in addition to what

@@ -91,7 +91,9 @@ func TestSoakShutdown(t *testing.T) {
 	if back.Load() == 0 {
 		t.Error("nothing was ever handed back: the replicas had no load")
 	}
-	if limit := 5 * time.Second; late.Load() > int64(limit) {
-		t.Errorf("what was handed back came after %v", &late)
+	// A second is what is promised. The short form runs beside others, which may
+	// have all processors for longer than that.
+	if limit := size(5*time.Second, time.Second); late.Load() > int64(limit) {
+		t.Errorf("what was handed back came after %v, the limit is %v", &late, limit)
 	}
 }

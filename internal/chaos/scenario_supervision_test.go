@@ -135,6 +135,18 @@ func (s *supervised) offline() {
 	s.proxy.Cut()
 }
 
+// lasts lets time pass, which is all that a fault takes.
+func (s *supervised) lasts(d time.Duration) {
+	s.Helper()
+	select {
+	case <-time.After(d):
+	case err := <-s.sub.ended:
+		s.Fatalf("the subscription has ended: %v", err)
+	case <-s.ctx.Done():
+		s.Fatal(s.ctx.Err())
+	}
+}
+
 var supervisions = []struct {
 	name    string
 	storage jetstream.StorageType
@@ -194,6 +206,41 @@ var supervisions = []struct {
 		s.offline()
 		s.loses()
 		s.proxy.Resume()
+		close(s.release)
+		s.arrives("held")
+		s.goesOn()
+	}},
+	{name: "the connection stalls for hardly longer than the ack wait", holds: true, run: func(s *supervised) {
+		s.proxy.Stall(chaos.Both)
+		s.lasts(supervisedAckWait + supervisedAckWait/5)
+		s.proxy.Resume()
+		s.loses()
+		close(s.release)
+		s.arrives("held")
+		s.goesOn()
+	}},
+	{name: "the connection is lost for a minute", run: func(s *supervised) {
+		s.offline()
+		s.publish("meanwhile")
+		s.lasts(size(3*supervisedAckWait, time.Minute))
+		s.proxy.Resume()
+		s.arrives("meanwhile")
+		s.goesOn()
+	}},
+	{name: "the connection is lost for a minute, with a message in hand", holds: true, run: func(s *supervised) {
+		s.offline()
+		s.loses()
+		s.lasts(size(3*supervisedAckWait, time.Minute))
+		s.proxy.Resume()
+		close(s.release)
+		s.arrives("held")
+		s.goesOn()
+	}},
+	{name: "the server is away for a minute", holds: true, run: func(s *supervised) {
+		s.server.Stop()
+		s.loses()
+		s.lasts(size(3*supervisedAckWait, time.Minute))
+		s.must(s.server.Start())
 		close(s.release)
 		s.arrives("held")
 		s.goesOn()

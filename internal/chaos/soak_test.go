@@ -297,6 +297,16 @@ func (c *cluster) drop(d time.Duration) fault {
 	}}
 }
 
+// delay holds up all bytes between a node and its clients a little, each for
+// another time, for a while.
+func (c *cluster) delay(d time.Duration) fault {
+	return fault{"delay of connections", func(ctx context.Context) error {
+		p := c.busiest()
+		p.Delay(chaos.Both, 5*time.Millisecond, 20*time.Millisecond)
+		return c.resume(ctx, p, d)
+	}}
+}
+
 // resume ends what is wrong with a connection, after a while. How long a fault
 // lasts is a matter of time and of nothing else.
 func (c *cluster) resume(ctx context.Context, p *chaos.Proxy, d time.Duration) error {

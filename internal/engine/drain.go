@@ -14,16 +14,27 @@ import (
 //     handed back, because the broker would give it up instead of delivering
 //     it again, is handled.
 //  3. Running handlers go on, leases kept, until the drain timeout.
-//  4. Then their contexts end, and they have a moment to return.
-func (e *Engine) drain() (abandoned int) {
-	timeout := time.NewTimer(e.cfg.DrainTimeout)
+//  4. Then their contexts end, and they have a moment to return, and to have
+//     dead letters stored. What was not started by then is abandoned.
+//  5. Then nothing is begun any more, and burials end.
+func (e *Engine) drain(stopBurials func()) (abandoned int) {
+	cut := make(chan struct{})
+	timeout := time.AfterFunc(e.cfg.DrainTimeout, func() {
+		e.cutOff()
+		close(cut)
+	})
+
 	defer timeout.Stop()
+
+	if e.cfg.OnDrain != nil {
+		e.cfg.OnDrain()
+	}
 
 	e.mu.Lock()
 	e.draining = true
 
 	if e.cfg.Redelivery {
-		e.unstart()
+		e.unstart(returning)
 	}
 
 	e.mu.Unlock()
@@ -32,11 +43,11 @@ func (e *Engine) drain() (abandoned int) {
 
 	select {
 	case <-e.drained:
-	case <-timeout.C:
-		e.cancelAll()
-
+	case <-cut:
 		grace := time.NewTimer(cancelGrace)
 		defer grace.Stop()
+
+		abandoned = e.tellAbandoned()
 
 		select {
 		case <-e.drained:
@@ -44,25 +55,27 @@ func (e *Engine) drain() (abandoned int) {
 		}
 	}
 
-	// The settlements were written to the connection; this waits until the
-	// broker has them, so that the caller may close the connection. Without a
-	// broker there is nothing to wait for: leases run out.
+	e.mu.Lock()
+	e.stopped, e.burials.over = true, true
+	e.work.Broadcast()
+	e.mu.Unlock()
+
+	stopBurials()
+
 	ctx, cancel := context.WithTimeout(context.Background(), cancelGrace)
 	defer cancel()
 
+	e.awaitBurials(ctx)
+
+	// The settlements were written to the connection; this waits until the
+	// broker has them, so that the caller may close the connection. Without a
+	// broker there is nothing to wait for: leases run out.
 	_ = e.sub.Flush(ctx)
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
 
-	e.stopped = true
-	e.work.Broadcast()
-
-	for e.ready.len() > 0 {
-		e.ready.pop()
-	}
-
-	return e.held.len
+	return abandoned + e.held.len
 }
 
 // closeTimeout bounds how long the broker may take to stop.
@@ -77,33 +90,60 @@ func (e *Engine) close() {
 	_ = e.sub.Close(ctx)
 
 	e.mu.Lock()
+	defer e.mu.Unlock()
+
 	e.closed = true
 
-	var jobs []*Job
+	// From here on each job that is not to go on is handed back when it comes.
+	if jobs := e.in(returning); len(jobs) > 0 {
+		e.unlocked(func() { e.refresh(ctx) })
 
-	for j := e.held.first; j != nil; j = j.next {
-		if j.state == parked && j.lane == nil {
-			jobs = append(jobs, j)
+		for _, job := range jobs {
+			e.giveBack(job)
 		}
 	}
 
 	e.checkDrained()
-	e.mu.Unlock()
+}
 
-	for _, job := range jobs {
-		e.giveBack(job)
+// refresh asks the broker how often it delivers a message, which may be other
+// than it was.
+func (e *Engine) refresh(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, cancelGrace)
+	defer cancel()
+
+	_ = e.sub.Flush(ctx)
+}
+
+// in returns the jobs that are in a state, in order of arrival. The caller holds
+// the lock.
+func (e *Engine) in(s state) []*Job {
+	var jobs []*Job
+
+	for j := e.held.first; j != nil; j = j.next {
+		if j.state == s {
+			jobs = append(jobs, j)
+		}
 	}
+
+	return jobs
 }
 
 // unstart takes the jobs that wait for a worker, for their lane or for their
-// next try out of the queue; they stay held. Lanes keep their running job only.
-// The caller holds the lock.
-func (e *Engine) unstart() {
+// next try out of the queue, into another state; they stay held. Lanes keep the
+// one that goes on. The caller holds the lock.
+func (e *Engine) unstart(into state) {
 	for e.ready.len() > 0 {
 		e.ready.pop()
 	}
 
-	e.blocked, e.waiting = 0, 0
+	if into == returning && e.burials.failures > 0 {
+		// The storage of another replica may do better.
+		for e.burials.queue.len() > 0 {
+			e.become(e.burials.queue.pop(), waiting)
+		}
+	}
+
 	clear(e.lanes)
 
 	for j := e.held.first; j != nil; j = j.next {
@@ -111,64 +151,118 @@ func (e *Engine) unstart() {
 		j.behind = nil
 
 		switch {
-		case j.state != running:
-			j.lane, j.state = nil, parked
-		case l != nil:
-			l.last = j
-			e.lanes[j.key] = l
+		case j.state == running, j.state == burying, j.state == returning, j.Burial != nil && into == abandoned:
+			if l != nil {
+				l.last = j
+				e.lanes[j.key] = l
+			}
+		default:
+			j.lane = nil
+			e.become(j, into)
 		}
 	}
 }
 
-// giveBack hands a job that was not started back to the broker, or has it
-// handled where that would lose it.
+// giveBack hands a job back to the broker, or keeps it where that would lose it.
+// The caller holds the lock; it is released meanwhile.
 func (e *Engine) giveBack(job *Job) {
-	back := e.handBack(job)
+	var back bool
 
-	e.mu.Lock()
-	defer e.mu.Unlock()
+	e.unlocked(func() { back = e.handBack(job) })
 
 	switch {
 	case back:
 		e.finish(job)
-	case e.enterLane(job):
+	case !e.enterLane(job):
+	case job.due.After(time.Now()):
+		e.await(job)
+	default:
 		e.enqueue(job)
 	}
 }
 
-// handBack naks the job's delivery, if the broker delivers it again: one that
-// has used up its deliveries would be given up.
+// handBack lets the broker deliver the job again, if it does: one that has used
+// up its deliveries would be given up.
 func (e *Engine) handBack(job *Job) bool {
 	if !e.cfg.Redelivery {
 		return false
 	}
 
 	d := job.Delivery
-	if e.info.MaxDeliver > 0 && d.Settler.Metadata(d.Token).Attempt >= e.info.MaxDeliver {
+	if limit := e.sub.Info().MaxDeliver; limit > 0 && d.Settler.Metadata(d.Token).Attempt >= limit {
 		return false
 	}
 
-	job.nak(0)
+	// Where its lease has run out, it has. One that waited for its next try comes
+	// at once as well: those behind it in its lane do, and must not pass it.
+	if !job.lost.Load() {
+		job.nak()
+	}
 
 	return true
 }
 
-// cancelAll ends the contexts of all running handlers.
-func (e *Engine) cancelAll() {
+// cutOff is the end of the drain timeout: nothing is started any more, and the
+// contexts of running handlers end.
+func (e *Engine) cutOff() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+
+	e.stopped = true
+	e.unstart(abandoned)
 
 	for j := e.held.first; j != nil; j = j.next {
 		if j.state == running {
 			j.end(ErrDraining)
 		}
 	}
+
+	e.work.Broadcast()
+	e.checkDrained()
 }
 
-// checkDrained says that the end is reached when nothing arrives and nothing is
-// held any more. The caller holds the lock.
+// tellAbandoned tells of the jobs that will not be started and that nobody else
+// gets, and lets go of them. It returns how many.
+func (e *Engine) tellAbandoned() int {
+	if e.cfg.OnAbandoned == nil || e.cfg.Redelivery {
+		return 0
+	}
+
+	ctx, cancel := context.WithTimeout(e.base, cancelGrace)
+	defer cancel()
+
+	e.mu.Lock()
+	defer e.mu.Unlock()
+
+	jobs := e.in(abandoned)
+
+	for _, job := range jobs {
+		e.unlocked(func() { e.cfg.OnAbandoned(ctx, job) })
+		e.finish(job)
+	}
+
+	return len(jobs)
+}
+
+// awaitBurials waits for those that are being made.
+func (e *Engine) awaitBurials(ctx context.Context) {
+	done := make(chan struct{})
+
+	go func() {
+		e.digging.Wait()
+		close(done)
+	}()
+
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// checkDrained says that the end is reached when nothing arrives and nothing goes
+// on any more. The caller holds the lock.
 func (e *Engine) checkDrained() {
-	if !e.closed || e.held.len > 0 {
+	if !e.closed || e.held.len > e.abandoned {
 		return
 	}
 

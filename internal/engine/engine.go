@@ -9,7 +9,9 @@ package engine
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/foomo/goflux/transport"
@@ -21,24 +23,29 @@ var ErrDraining = transport.NewSentinel("draining", "the subscription stops and 
 
 // ErrLeaseLost is the cause with which a handler's context ends when its lease
 // could not be renewed, so that somebody else may be handling the message.
-var ErrLeaseLost = transport.NewSentinel("lease_lost", "the lease of the message was lost: another replica may be handling it")
+var ErrLeaseLost = transport.NewSentinel("lease_lost", "the lease of the message was lost: another replica may be handling it; "+
+	"the broker could not be reached for the ack wait, which may be longer, or the consumer is gone")
 
 // ErrMaxHandlingTime is the cause with which a handler's context ends when it
 // ran for longer than the configured maximum.
-var ErrMaxHandlingTime = transport.NewSentinel("max_handling_time", "the handler exceeded its maximum handling time")
+var ErrMaxHandlingTime = transport.NewSentinel("max_handling_time", "the handler exceeded its maximum handling time: "+
+	"raise it (WithMaxHandlingTime), or split the work")
 
 // DrainError says that a subscription stopped before all its handlers had
 // finished.
 type DrainError struct {
 	// Abandoned is how many messages were left in the hands of handlers that
-	// did not return, or could not be handled in time. A broker that
-	// redelivers does so when their leases run out.
+	// did not return, or were not started in time. A broker that redelivers
+	// does so when their leases run out; the callers of live requests that
+	// were not started were told.
 	Abandoned int
 }
 
 // Error tells how many were abandoned.
 func (e *DrainError) Error() string {
-	return fmt.Sprintf("goflux: %d messages were abandoned: their handlers did not return within the drain timeout", e.Abandoned)
+	return fmt.Sprintf("goflux: %d messages were abandoned: they were not handled, or not stored as dead letters, "+
+		"within the drain timeout; "+
+		"handlers should return when their context ends, or need a longer timeout (WithDrainTimeout)", e.Abandoned)
 }
 
 // ErrorType is the error's low-cardinality name.
@@ -53,15 +60,18 @@ type Config struct {
 	// Concurrency is how many handlers run at once, at least 1.
 	Concurrency int
 
-	// Window, if positive, is how many deliveries are taken from the broker
-	// before they can be handled. By default that follows from the pace of
-	// the handlers. It is for deliveries without a lease whose time in the
-	// queue has to be known.
-	Window int
+	// Sparing says to fetch nothing ahead of the handlers where the broker
+	// limits the deliveries of a message: handing back what was not started
+	// uses one up.
+	Sparing bool
 
 	// Handle handles the job's delivery and settles it. With retry, the job
 	// is kept and handled again after the given time; its lane stays closed.
-	// It is called from several goroutines and does not panic.
+	// If it leaves a Burial in the job then, Bury is called instead, at once.
+	// It is called from several goroutines and does not panic. If it ends its
+	// goroutine instead of returning (runtime.Goexit), it is called again at
+	// once, with the job's Exited set; if it does that again, the job is let
+	// go of unsettled.
 	Handle func(ctx context.Context, job *Job) (after time.Duration, retry bool)
 
 	// Lane returns the job's ordering key: jobs of one key are handled one
@@ -69,46 +79,74 @@ type Config struct {
 	// called serially and does not panic.
 	Lane func(job *Job) string
 
+	// Strict keeps the lane of a job closed until the job is settled, also
+	// when it is to be buried.
+	Strict bool
+
+	// Bury makes one try to store the Burial of a job, and settles the job if
+	// that succeeds. It is required if Handle leaves burials. It is called
+	// from several goroutines, heeds ctx, and does not panic.
+	Bury func(ctx context.Context, job *Job) Burial
+
+	// BuryRetry returns how long to wait after some tries in a row, from 1,
+	// that failed.
+	BuryRetry func(failures int) time.Duration
+
 	// Redelivery says that the broker redelivers what is handed back.
 	Redelivery bool
 
 	// DrainTimeout bounds how long running handlers may go on after the end.
 	DrainTimeout time.Duration
 
-	// MaxHandlingTime bounds one run of a handler; zero means no bound. It
-	// is enforced to within an eighth.
+	// MaxHandlingTime bounds one run of a handler; zero means no bound.
 	MaxHandlingTime time.Duration
 
 	// OnExpired, if set, is called for a delivery whose lease ran out before
 	// its handler started. It does not block.
 	OnExpired func(transport.Delivery)
+
+	// OnDrain, if set, is called when the end begins, before the broker is
+	// told to stop. It does not block.
+	OnDrain func()
+
+	// OnAbandoned, if set, is called for each job that was not started when
+	// the drain timeout was over, and that the broker does not deliver again.
+	// ctx bounds all these calls together.
+	OnAbandoned func(ctx context.Context, job *Job)
 }
 
 // Engine runs the handlers of one subscription.
 type Engine struct {
 	cfg  Config
 	sub  transport.Subscription
-	info transport.Info
 	base context.Context //nolint:containedctx // the values of the handlers' contexts
 
-	mu       sync.Mutex
-	work     sync.Cond // workers wait here for jobs
-	ready    ring      // jobs that may be started
-	held     jobList   // every job from its arrival to its end
-	free     *Job      // recycled jobs
-	lanes    map[string]*lane
-	blocked  int // jobs that wait behind another one of their lane
-	waiting  int // jobs that wait for their next try
-	granted  int // credit given to the broker and not used yet
-	workers  int
-	idle     int
-	pace     pace
-	draining bool          // nothing new is asked for
-	closed   bool          // nothing new arrives
-	stopped  bool          // workers go home
-	drained  chan struct{} // closed when nothing arrives and nothing is held
+	until context.Context //nolint:containedctx // that of Run
 
-	kick chan struct{} // wakes the keeper before its time
+	mu          sync.Mutex
+	work        sync.Cond // workers wait here for jobs
+	ready       ring      // jobs that may be started
+	held        jobList   // every job from its arrival to its end
+	free        *Job      // recycled jobs
+	lanes       map[string]*lane
+	burials     burials
+	parked      int // jobs that do not occupy a handler, nor will at once
+	parkedBytes int
+	abandoned   int // jobs that will not be started any more
+	granted     int // credit given to the broker and not used yet
+	workers     int
+	idle        int
+	pace        pace
+	draining    bool          // nothing new is asked for
+	closed      bool          // nothing new arrives
+	stopped     bool          // no handler is started; workers go home
+	drained     chan struct{} // closed when nothing arrives and nothing goes on
+
+	graveside context.Context //nolint:containedctx // of burials; ends with Run
+	digging   sync.WaitGroup  // burials
+
+	alarm time.Time     // when the keeper looks again
+	kick  chan struct{} // wakes the keeper before its time
 }
 
 // New returns an engine that is not running. ctx supplies the values of the
@@ -134,9 +172,15 @@ func New(ctx context.Context, cfg Config) *Engine {
 // ended and all was finished, a [*DrainError] when something was abandoned, or
 // the error with which the subscription ended, or both.
 func (e *Engine) Run(ctx context.Context, sub transport.Subscription) error {
-	e.sub, e.info = sub, sub.Info()
+	e.sub, e.until = sub, ctx
 
 	keeping, stopKeeper := context.WithCancel(e.base)
+	defer stopKeeper()
+
+	var stopBurials context.CancelFunc
+
+	e.graveside, stopBurials = context.WithCancel(e.base)
+	defer stopBurials()
 
 	var keeper sync.WaitGroup
 
@@ -152,7 +196,7 @@ func (e *Engine) Run(ctx context.Context, sub transport.Subscription) error {
 		ended = sub.Err()
 	}
 
-	abandoned := e.drain()
+	abandoned := e.drain(stopBurials)
 
 	stopKeeper()
 	keeper.Wait()
@@ -176,7 +220,11 @@ func (e *Engine) Deliver(d transport.Delivery) {
 	e.mu.Unlock()
 
 	job.Delivery = d
-	job.arrived, job.lease = now, now
+	job.lease = now
+
+	if job.arrived = d.Arrived; job.arrived.IsZero() {
+		job.arrived = now
+	}
 
 	if e.cfg.Lane != nil {
 		// The sink is serial, so keys keep the order of arrival.
@@ -190,14 +238,11 @@ func (e *Engine) Deliver(d transport.Delivery) {
 
 	switch {
 	case e.draining && e.cfg.Redelivery:
-		job.state = parked // is handed back when the subscription is closed
+		e.become(job, returning)
 	case e.enterLane(job):
 		e.enqueue(job)
 	default:
-		e.mu.Unlock()
-		e.refill()
-
-		return
+		e.grant()
 	}
 
 	e.mu.Unlock()
@@ -206,7 +251,18 @@ func (e *Engine) Deliver(d transport.Delivery) {
 // enqueue makes a job ready and sees to it that somebody takes it. The caller
 // holds the lock.
 func (e *Engine) enqueue(job *Job) {
-	job.state = queued
+	switch {
+	case job.Burial != nil:
+		e.lay(job)
+
+		return
+	case e.stopped:
+		e.become(job, abandoned)
+
+		return
+	}
+
+	e.become(job, queued)
 	e.ready.push(job)
 
 	switch {
@@ -224,16 +280,30 @@ func (e *Engine) enqueue(job *Job) {
 
 // worker runs handlers until the engine stops.
 func (e *Engine) worker() {
-	var scope handlerScope
-	defer scope.end()
+	var (
+		scope handlerScope
+		job   *Job // in the hands of Handle
+		home  bool
+	)
 
 	e.mu.Lock()
-	defer e.mu.Unlock()
+
+	defer func() {
+		if !home {
+			e.replace(job)
+		}
+
+		e.mu.Unlock()
+		scope.end()
+	}()
 
 	for {
+		e.grant()
+
 		for e.ready.len() == 0 {
 			if e.stopped {
 				e.workers--
+				home = true
 
 				return
 			}
@@ -242,57 +312,104 @@ func (e *Engine) worker() {
 			e.work.Wait()
 		}
 
-		job := e.ready.pop()
+		next := e.ready.pop()
 		start := time.Now()
 
-		if e.info.AckWait > 0 && start.Sub(job.lease) > e.info.AckWait {
+		if e.expired(next, start) {
 			// The broker has given it to somebody else by now.
-			e.expire(job)
+			e.expire(next)
 
 			continue
 		}
 
 		ctx := scope.enter(e.base)
-		job.state, job.started, job.cancel = running, start, scope.cancel
-		e.mu.Unlock()
+		e.become(next, running)
+		next.started, next.cancel = start, ctx.cancel
+		job = next
 
-		after, retry := e.cfg.Handle(ctx, job)
-		took := time.Since(start)
+		var (
+			after, took time.Duration
+			retry       bool
+		)
 
-		e.mu.Lock()
+		e.unlocked(func() {
+			after, retry = e.cfg.Handle(ctx, next)
+			took = time.Since(start)
+		})
 
-		if job.cancelled {
+		job = nil
+
+		if next.cancelled || ctx.watched.Load() {
 			scope.end()
 		}
 
-		job.cancel, job.cancelled = nil, false
+		next.cancel, next.cancelled = nil, false
 		e.pace.handled(took)
 
-		if retry {
-			e.again(job, start.Add(took+after))
-		} else {
-			e.finish(job)
-		}
-
-		if n := e.demand(); n > 0 {
-			e.mu.Unlock()
-			e.sub.Request(n)
-			e.mu.Lock()
+		switch {
+		case retry && next.Burial != nil:
+			e.toBury(next)
+		case retry:
+			e.again(next, start.Add(took+after))
+		default:
+			e.finish(next)
 		}
 	}
 }
 
-// handlerScope is the context of a worker's handlers. One serves message after
-// message, so that none has to be made per message; after it was cancelled the
-// next message gets a new one.
-type handlerScope struct {
-	ctx    context.Context //nolint:containedctx // it lives as long as the worker
-	cancel context.CancelCauseFunc
+// unlocked calls what is not ours without the lock, which the caller holds. It
+// is deferred to take it again: a handler that ends its goroutine, as FailNow of
+// package testing does, leaves everything usable.
+func (e *Engine) unlocked(f func()) {
+	e.mu.Unlock()
+	defer e.mu.Lock()
+
+	f()
 }
 
-func (s *handlerScope) enter(base context.Context) context.Context {
+// replace puts another worker in the place of one whose goroutine was ended, by
+// the handler of a job if there is one. The caller holds the lock.
+func (e *Engine) replace(job *Job) {
+	switch {
+	case job == nil:
+	case job.Exited != nil:
+		e.finish(job)
+	default:
+		// The stack is that of whoever ended the goroutine.
+		job.Exited = debug.Stack()
+		job.cancel, job.cancelled = nil, false
+		e.become(job, queued)
+		e.ready.push(job)
+	}
+
+	go e.worker()
+}
+
+// handlerScope is the context of a worker's handlers. One serves message after
+// message, so that none has to be made per message, until it was cancelled, or
+// somebody waits for its end: that comes when the handler returns.
+type handlerScope struct{ ctx *handlerContext }
+
+// handlerContext knows whether its end matters to anybody. All that waits for
+// it, contexts made of it among them, asks for Done.
+type handlerContext struct {
+	context.Context //nolint:containedctx // it is one
+
+	cancel  context.CancelCauseFunc
+	watched atomic.Bool
+}
+
+// Done implements [context.Context].
+func (c *handlerContext) Done() <-chan struct{} {
+	c.watched.Store(true)
+
+	return c.Context.Done()
+}
+
+func (s *handlerScope) enter(base context.Context) *handlerContext {
 	if s.ctx == nil {
-		s.ctx, s.cancel = context.WithCancelCause(base)
+		ctx, cancel := context.WithCancelCause(base)
+		s.ctx = &handlerContext{Context: ctx, cancel: cancel}
 	}
 
 	return s.ctx
@@ -300,8 +417,8 @@ func (s *handlerScope) enter(base context.Context) context.Context {
 
 func (s *handlerScope) end() {
 	if s.ctx != nil {
-		s.cancel(nil)
-		s.ctx, s.cancel = nil, nil
+		s.ctx.cancel(nil)
+		s.ctx = nil
 	}
 }
 
@@ -310,27 +427,16 @@ func (s *handlerScope) end() {
 func (e *Engine) expire(job *Job) {
 	d := job.Delivery
 	e.finish(job)
-	n := e.demand()
-	e.mu.Unlock()
 
 	if e.cfg.OnExpired != nil {
-		e.cfg.OnExpired(d)
+		e.unlocked(func() { e.cfg.OnExpired(d) })
 	}
-
-	if n > 0 {
-		e.sub.Request(n)
-	}
-
-	e.mu.Lock()
 }
 
 // finish lets go of a job and opens its lane to the next. The caller holds the
 // lock.
 func (e *Engine) finish(job *Job) {
-	if next := e.leaveLane(job); next != nil {
-		e.enqueue(next)
-	}
-
+	e.leaveLane(job)
 	e.held.remove(job)
 	e.release(job)
 
@@ -341,44 +447,42 @@ func (e *Engine) finish(job *Job) {
 // replica tries instead, if the broker gives it to one. The caller holds the
 // lock; it is released to hand the job back.
 func (e *Engine) again(job *Job, due time.Time) {
-	switch {
-	case !e.draining || !e.cfg.Redelivery:
-	case !e.closed:
-		e.leaveLane(job)
-		job.lane, job.state = nil, parked // is handed back when the subscription is closed
-
-		return
-	default:
-		e.mu.Unlock()
-		back := e.handBack(job)
-		e.mu.Lock()
-
-		if back {
-			e.finish(job)
-
-			return
-		}
-	}
-
-	job.state, job.due = waiting, due
+	job.due = due
+	job.Exited = nil
 	job.settling.Store(false)
 	job.Retries++
-	e.waiting++
 
-	select {
-	case e.kick <- struct{}{}:
+	switch {
+	case !e.draining || !e.cfg.Redelivery:
+		e.await(job)
+	case !e.closed:
+		e.become(job, returning)
 	default:
+		e.giveBack(job)
+	}
+}
+
+// await keeps a job until it is due. The caller holds the lock.
+func (e *Engine) await(job *Job) {
+	e.become(job, waiting)
+
+	if job.due.Before(e.alarm) {
+		e.Wake()
 	}
 }
 
 // refill grants the broker what is missing to a full window.
 func (e *Engine) refill() {
 	e.mu.Lock()
-	n := e.demand()
-	e.mu.Unlock()
+	defer e.mu.Unlock()
 
-	if n > 0 {
-		e.sub.Request(n)
+	e.grant()
+}
+
+// grant is refill for who holds the lock, which is released for the call.
+func (e *Engine) grant() {
+	if n := e.demand(); n > 0 {
+		e.unlocked(func() { e.sub.Request(n) })
 	}
 }
 
@@ -389,18 +493,19 @@ func (e *Engine) refill() {
 // Jobs that cannot run because of their lane, or wait for their next try, do
 // not count, up to a bound: a stuck key holds back nobody else.
 func (e *Engine) demand() int {
-	if e.draining {
+	// The end may have come before the one who drains was woken.
+	if e.draining || e.until.Err() != nil {
 		return 0
 	}
 
-	parked := min(e.blocked+e.waiting, maxParked)
+	info := e.sub.Info()
 
-	window, step := e.cfg.Window, e.cfg.Window/2
-	if window <= 0 {
-		window, step = e.pace.window(e.cfg.Concurrency, e.info.AckWait)
+	window, step := e.pace.window(e.cfg.Concurrency, info.AckWait)
+	if e.cfg.Sparing && info.MaxDeliver > 0 {
+		window, step = e.cfg.Concurrency, 1
 	}
 
-	missing := window - (e.held.len - parked) - e.granted
+	missing := window - (e.held.len - e.parkedLen()) - e.granted
 	if missing < step {
 		return 0
 	}

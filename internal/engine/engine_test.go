@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,9 +24,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // broker is a subscription that gives out numbered deliveries as far as it was
 // given credit, and records what became of them.
 type broker struct {
-	info transport.Info
-
 	mu       sync.Mutex
+	info     transport.Info
+	data     []byte // of each delivery
 	sink     func(transport.Delivery)
 	backlog  int
 	next     int
@@ -35,6 +38,7 @@ type broker struct {
 	verdicts map[int][]transport.Verdict
 	extended atomic.Int64
 	flushErr error
+	onFlush  func(context.Context) error // may wait, unlike all else
 	closed   bool
 	done     chan struct{}
 	err      error
@@ -44,11 +48,34 @@ type broker struct {
 
 func newBroker(backlog int, info transport.Info) *broker {
 	return &broker{
-		info: info, backlog: backlog, attempts: map[int]int{}, verdicts: map[int][]transport.Verdict{}, done: make(chan struct{}), asked: make(chan struct{}),
+		info: info, data: []byte{1}, backlog: backlog, attempts: map[int]int{}, verdicts: map[int][]transport.Verdict{}, done: make(chan struct{}), asked: make(chan struct{}),
 	}
 }
 
-func (b *broker) Info() transport.Info { return b.info }
+func (b *broker) Info() transport.Info {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+
+	return b.info
+}
+
+// reconfigure changes the configuration.
+func (b *broker) reconfigure(change func(*transport.Info)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+
+	change(&b.info)
+}
+
+// push delivers messages though nobody has asked for them.
+func (b *broker) push(n int) {
+	for range n {
+		b.mu.Lock()
+		d := b.deliveryLocked()
+		b.mu.Unlock()
+		b.sink(d)
+	}
+}
 
 func (b *broker) Request(n int) {
 	b.mu.Lock()
@@ -87,16 +114,29 @@ func (b *broker) deliveryLocked() transport.Delivery {
 	b.open++
 	b.maxAhead = max(b.maxAhead, b.open)
 
-	return transport.Delivery{Subject: fmt.Sprint(n), Data: []byte{1}, Token: n, Settler: b}
+	return transport.Delivery{Subject: fmt.Sprint(n), Data: b.data, Token: n, Settler: b}
 }
 
 func (b *broker) Pause(context.Context) error { return nil }
 
-func (b *broker) Flush(context.Context) error {
+func (b *broker) Flush(ctx context.Context) error {
+	b.mu.Lock()
+	err, wait := b.flushErr, b.onFlush
+	b.mu.Unlock()
+
+	if wait != nil {
+		return wait(ctx)
+	}
+
+	return err
+}
+
+// failFlush lets every Flush fail, or none.
+func (b *broker) failFlush(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 
-	return b.flushErr
+	b.flushErr = err
 }
 
 func (b *broker) Close(context.Context) error {
@@ -761,6 +801,166 @@ func TestRecycledJobsKeepTheirLeasesWhileTheyWait(t *testing.T) {
 
 		if handled.Load() != 5 {
 			t.Errorf("%d of 5 were handled: a lease ran out behind a slow handler", handled.Load())
+		}
+	})
+}
+
+// A handler may end its goroutine, as the FailNow of package testing does: the
+// job is concluded by another worker, its lane stays closed until then, and the
+// end is as orderly as ever.
+func TestHandlerThatEndsItsGoroutine(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		b := newBroker(5, transport.Info{AckWait: time.Minute})
+
+		var order []string
+
+		cfg := config(nil)
+		cfg.Lane = func(*engine.Job) string { return "" }
+		cfg.Handle = func(ctx context.Context, job *engine.Job) (time.Duration, bool) {
+			n, exited := job.Delivery.Token.(int), job.Exited != nil
+			order = append(order, fmt.Sprint(n, exited))
+
+			if err := ctx.Err(); err != nil {
+				t.Errorf("the context of %d has ended: %v", n, err)
+			}
+
+			if exited && !strings.Contains(string(job.Exited), "engine_test.goexit") {
+				t.Errorf("the stack is not that of the handler: %s", job.Exited)
+			}
+
+			switch {
+			case n < 3 && !exited && job.Retries == 0, n == 2:
+				goexit()
+			case n == 1 && exited:
+				return time.Second, true
+			}
+
+			ack(job)
+
+			return 0, false
+		}
+		result := start(ctx, b, cfg)
+
+		time.Sleep(2 * time.Second)
+		cancel()
+
+		if err := <-result; err != nil {
+			t.Error(err)
+		}
+
+		if want := []string{"0 false", "0 true", "1 false", "1 true", "1 false", "2 false", "2 true", "3 false", "4 false"}; !slices.Equal(order, want) {
+			t.Errorf("order %q, want %q", order, want)
+		}
+
+		if got := b.count(transport.Ack); got != 4 {
+			t.Errorf("%d were acked, want all but the one that was let go", got)
+		}
+	})
+}
+
+func goexit() { runtime.Goexit() }
+
+// Who ends its goroutine is replaced, however many do and whatever waits.
+func TestWorkersThatEndAreReplaced(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		b := newBroker(1000, transport.Info{})
+
+		cfg := config(nil)
+		cfg.Concurrency = 4
+		cfg.Handle = func(_ context.Context, job *engine.Job) (time.Duration, bool) {
+			if job.Exited == nil {
+				runtime.Goexit()
+			}
+
+			ack(job)
+
+			return 0, false
+		}
+		result := start(ctx, b, cfg)
+
+		synctest.Wait()
+		cancel()
+
+		if err := <-result; err != nil {
+			t.Error(err)
+		}
+
+		if got := b.count(transport.Ack); got != 1000 {
+			t.Errorf("%d of 1000 were handled", got)
+		}
+	})
+}
+
+// What nobody else gets, and was not started by the end of the drain timeout, is
+// told of instead of handled.
+func TestDrainTellsOfWhatItAbandons(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		b := newBroker(0, transport.Info{})
+
+		var handled, abandoned []int
+
+		arrived := time.Now().Add(-time.Minute)
+		cfg := config(func(_ context.Context, job *engine.Job) {
+			if !job.Arrived().Equal(arrived) {
+				t.Errorf("it arrived at %v", job.Arrived())
+			}
+
+			handled = append(handled, job.Delivery.Token.(int))
+
+			time.Sleep(10 * time.Second) // whatever its context says
+		})
+		cfg.Redelivery, cfg.DrainTimeout = false, 25*time.Second
+		cfg.OnDrain = func() {
+			if b.closed {
+				t.Error("the broker was told to stop before the end was announced")
+			}
+
+			handled = append(handled, -1)
+		}
+		cfg.OnAbandoned = func(ctx context.Context, job *engine.Job) {
+			if _, bounded := ctx.Deadline(); !bounded {
+				t.Error("there is no bound")
+			}
+
+			abandoned = append(abandoned, job.Delivery.Token.(int))
+		}
+		result := start(ctx, b, cfg)
+
+		for range 6 {
+			b.mu.Lock()
+			d := b.deliveryLocked()
+			b.mu.Unlock()
+
+			d.Arrived = arrived
+			b.sink(d)
+		}
+
+		synctest.Wait()
+		cancel()
+
+		// The third one is still at it when the moment of grace is over.
+		var drain *engine.DrainError
+		if err := <-result; !errors.As(err, &drain) || drain.Abandoned != 4 {
+			t.Errorf("got %v, want four abandoned", err)
+		}
+
+		synctest.Wait() // for the one that is still at it
+
+		if !slices.Equal(handled, []int{0, -1, 1, 2}) || !slices.Equal(abandoned, []int{3, 4, 5}) {
+			t.Errorf("handled %v, abandoned %v", handled, abandoned)
+		}
+
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+
+		if len(handled) != 4 {
+			t.Errorf("handled %v in the end", handled)
 		}
 	})
 }

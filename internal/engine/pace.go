@@ -40,9 +40,17 @@ func (p *pace) handled(took time.Duration) {
 	p.took -= (p.took - took) / 8
 }
 
-// size records the size of a message.
+// size records the size of a message. As with the time, more counts sooner than
+// less.
 func (p *pace) size(n int) {
-	p.bytes += (n - p.bytes) / 4
+	switch {
+	case p.bytes == 0:
+		p.bytes = n
+	case n > p.bytes:
+		p.bytes += (n - p.bytes + 1) / 2
+	default:
+		p.bytes -= (p.bytes - n) / 8
+	}
 }
 
 // window returns how many messages may be held or be on their way, and by how

@@ -66,8 +66,12 @@ func (s *subscription) look(trouble error, wait time.Duration) error {
 		}
 
 		ctx, cancel := context.WithTimeout(s.ctx, 2*max(wait, firstWait))
-		_, err := s.consumer.Info(ctx)
+		info, err := s.consumer.Info(ctx)
 		cancel()
+
+		if err == nil {
+			s.learn(info)
+		}
 
 		switch err = mapError(err); {
 		case deleted && errors.Is(err, transport.ErrStreamNotFound):

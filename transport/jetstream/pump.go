@@ -186,7 +186,9 @@ func (p *pump) revoke() {
 func (p *pump) ask() {
 	p.idle.Store(true)
 
-	n := int(min(p.credit(), int64(p.maxBatch)))
+	k := p.known.Load()
+
+	n := int(min(p.credit(), int64(k.maxBatch)))
 	if n < 1 {
 		return
 	}
@@ -194,7 +196,7 @@ func (p *pump) ask() {
 	p.idle.Store(false)
 
 	b := &batch{sub: p.subscription, left: n}
-	opts := slices.Concat(p.opts, []natsjs.PullConsumeOpt{
+	opts := slices.Concat(k.opts, []natsjs.PullConsumeOpt{
 		natsjs.PullMaxMessages(n), natsjs.StopAfter(n), natsjs.ConsumeErrHandler(b.fail),
 	})
 

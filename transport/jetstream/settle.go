@@ -23,9 +23,7 @@ const maxReason = 256
 type settler struct {
 	stream, consumer string
 
-	acks    bool            // false: the consumer expects no settlements
-	ackWait time.Duration   // as the consumer has it; the first of backOff if there is one
-	backOff []time.Duration // as the consumer has it
+	known *atomic.Pointer[known]
 
 	// unsettled counts deliveries, for who wants to know; it may be nil.
 	unsettled *atomic.Int64
@@ -60,7 +58,7 @@ func (s *settler) settle(ctx context.Context, token any, v transport.Verdict) er
 		return invalid("the token is a %T, not a delivery of this transport", token)
 	}
 
-	if !s.acks {
+	if !s.known.Load().acks {
 		return fmt.Errorf("%w: the consumer has ack policy none: create it with explicit acks", transport.ErrUnsupported)
 	}
 
@@ -129,7 +127,10 @@ func (s *settler) ackSync(ctx context.Context, msg natsjs.Msg) error {
 // distortion. A negative delay cannot be sent: a wait shorter than
 // BackOff[n-1] - BackOff[0] becomes that long.
 func (s *settler) delay(msg natsjs.Msg, want time.Duration) time.Duration {
-	if len(s.backOff) == 0 {
+	k := s.known.Load()
+
+	backOff := k.info.BackOff
+	if len(backOff) == 0 {
 		return want
 	}
 
@@ -138,9 +139,9 @@ func (s *settler) delay(msg natsjs.Msg, want time.Duration) time.Duration {
 		return want
 	}
 
-	n := min(m.NumDelivered, uint64(len(s.backOff))) - 1
+	n := min(m.NumDelivered, uint64(len(backOff))) - 1
 
-	return max(want-(s.backOff[n]-s.ackWait), 1)
+	return max(want-(backOff[n]-k.ackWait), 1)
 }
 
 // cleanReason makes one line of bounded length of reason.

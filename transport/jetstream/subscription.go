@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
@@ -25,14 +23,11 @@ import (
 type subscription struct {
 	consumer natsjs.Consumer
 	cfg      transport.SubscribeConfig
-	info     transport.Info
+	subjects []string // of the stream, if they are known and the consumer has no filter
 	settler  *settler
-	maxBatch int
-	opts     []natsjs.PullConsumeOpt
 
-	// match, if not empty, must cover the subject of each message: the
-	// consumer has no filter that would guarantee it.
-	match string
+	known atomic.Pointer[known]
+	asked atomic.Int64 // when the consumer was asked for, in nanoseconds
 
 	release  func(context.Context) error // deletes the consumer; nil if it stays
 	released atomic.Bool
@@ -78,98 +73,35 @@ type pause struct {
 func newSubscription(
 	consumer natsjs.Consumer, info *natsjs.ConsumerInfo, cfg transport.SubscribeConfig, subjects []string,
 ) (*subscription, error) {
-	c := info.Config
-
-	switch {
-	case cfg.Sink == nil:
+	if cfg.Sink == nil {
 		return nil, invalid("the sink is nil")
-	case c.AckPolicy == natsjs.AckAllPolicy:
-		return nil, fmt.Errorf("%w: the consumer has ack policy all, where an ack also settles what other handlers still work on: "+
-			"create it with explicit acks", transport.ErrUnsupported)
-	case len(c.PriorityGroups) > 0:
-		return nil, fmt.Errorf("%w: the consumer has priority groups", transport.ErrUnsupported)
-	case c.MaxRequestExpires > 0 && c.MaxRequestExpires < time.Second:
-		return nil, invalid("the consumer's MaxRequestExpires is %v: clients ask for a second at least", c.MaxRequestExpires)
+	}
+
+	k, err := describe(info, cfg.Subject, subjects)
+	if err != nil {
+		return nil, err
 	}
 
 	s := &subscription{
 		consumer: consumer,
 		cfg:      cfg,
-		maxBatch: maxBatch,
+		subjects: subjects,
 		wake:     make(chan struct{}, 1),
 		stopped:  make(chan struct{}),
 		done:     make(chan struct{}),
 	}
 
-	unproven, err := cover(cfg.Subject, info, subjects)
-	if err != nil {
-		return nil, err
-	}
+	s.known.Store(k)
 
-	if unproven {
-		s.match = cfg.Subject
-	}
-
-	s.describe(info)
-
-	s.settler = &settler{
-		stream:   info.Stream,
-		consumer: info.Name,
-		acks:     c.AckPolicy != natsjs.AckNonePolicy,
-		ackWait:  c.AckWait,
-		backOff:  c.BackOff,
-	}
-
-	if c.MaxRequestBatch > 0 {
-		s.maxBatch = min(s.maxBatch, c.MaxRequestBatch)
-	}
-
-	expiry := pullExpiry
-	if c.MaxRequestExpires > 0 {
-		expiry = min(expiry, c.MaxRequestExpires)
-	}
-
-	s.opts = []natsjs.PullConsumeOpt{
-		natsjs.PullExpiry(expiry),
-		natsjs.PullHeartbeat(min(pullHeartbeat, expiry/2)),
-	}
+	s.settler = &settler{stream: info.Stream, consumer: info.Name, known: &s.known}
 
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 
 	return s, nil
 }
 
-// describe fills Info.
-func (s *subscription) describe(info *natsjs.ConsumerInfo) {
-	c := info.Config
-
-	s.info = transport.Info{Stream: info.Stream, Consumer: info.Name, Filter: strings.Join(filters(c), ",")}
-
-	if s.info.Filter == "" {
-		s.info.Filter = s.cfg.Subject
-	}
-
-	if s.info.Filter == "" {
-		s.info.Filter = ">"
-	}
-
-	if c.AckPolicy == natsjs.AckNonePolicy {
-		s.info.MaxDeliver = 1
-
-		return
-	}
-
-	s.info.AckWait = c.AckWait
-	for _, wait := range c.BackOff {
-		s.info.AckWait = min(s.info.AckWait, wait)
-	}
-
-	s.info.MaxDeliver = max(c.MaxDeliver, 0) // -1 is without limit
-	s.info.BackOff = c.BackOff
-}
-
 // Info implements [transport.Subscription].
-func (s *subscription) Info() transport.Info { return s.info }
+func (s *subscription) Info() transport.Info { return s.known.Load().info }
 
 // Done implements [transport.Subscription].
 func (s *subscription) Done() <-chan struct{} { return s.done }
@@ -254,9 +186,12 @@ func (s *subscription) Pause(ctx context.Context) error {
 // Flush implements [transport.Subscription]. It asks the server for the
 // consumer, over the connection on which the settlements went before.
 func (s *subscription) Flush(ctx context.Context) error {
-	if _, err := s.consumer.Info(ctx); err != nil {
+	info, err := s.consumer.Info(ctx)
+	if err != nil {
 		return s.failure(opFlush, err)
 	}
+
+	s.learn(info)
 
 	select {
 	case <-s.stopped:
@@ -311,7 +246,9 @@ func (s *subscription) failure(op string, err error) error {
 		return nil
 	}
 
-	return &transport.Error{Op: op, Subject: s.info.Filter, Stream: s.info.Stream, Consumer: s.info.Consumer, Err: mapError(err)}
+	info := s.Info()
+
+	return &transport.Error{Op: op, Subject: info.Filter, Stream: info.Stream, Consumer: info.Consumer, Err: mapError(err)}
 }
 
 func (s *subscription) notify(err error) {
@@ -325,17 +262,22 @@ func (s *subscription) deliver(msg natsjs.Msg) {
 	s.sink.Lock()
 	defer s.sink.Unlock()
 
+	k := s.known.Load()
+	if k.acks {
+		s.suspect(msg)
+	}
+
 	switch {
 	case s.muted:
 		s.refuse(msg)
-	case s.settler.acks && s.credit() < 1:
+	case k.acks && s.credit() < 1:
 		// Asked for twice, around a reconnect. Without acks nobody else
 		// would get it.
 		s.refuse(msg)
-	case s.match != "" && !transport.Covers(s.match, msg.Subject()):
+	case k.match != "" && !transport.Covers(k.match, msg.Subject()):
 		s.refuse(msg)
 		s.end(fmt.Errorf("%w: the consumer has no filter and delivered a message on %q, which %q does not cover: "+
-			"give the consumer a filter, or subscribe to all of its stream", transport.ErrSubjectMismatch, msg.Subject(), s.match))
+			"give the consumer a filter, or subscribe to all of its stream", transport.ErrSubjectMismatch, msg.Subject(), k.match))
 	default:
 		s.delivered.Add(1)
 
@@ -355,7 +297,7 @@ func (s *subscription) deliver(msg natsjs.Msg) {
 
 // refuse gives a message back. When that fails its ack wait does it.
 func (s *subscription) refuse(msg natsjs.Msg) {
-	if s.settler.acks {
+	if s.known.Load().acks {
 		_ = msg.Nak()
 	}
 }
