@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/foomo/goflux/internal/engine"
 	"github.com/foomo/goflux/transport"
 )
 
@@ -27,6 +28,8 @@ type BoundConsumer[T any] struct {
 	turn  chan struct{} // holds a token while nobody fetches
 	sub   transport.Subscription
 	inbox *inbox
+
+	undertaker undertaker
 }
 
 var _ Consumer[struct{}] = (*BoundConsumer[struct{}])(nil)
@@ -36,7 +39,8 @@ var _ Consumer[struct{}] = (*BoundConsumer[struct{}])(nil)
 // [WithQueueGroup]: the group keeps the messages that nobody has fetched yet.
 // It fails with [ErrUnsupported], [ErrInvalidOption] or [ErrInvalidSubject].
 //
-// The group is attached with the first Fetch.
+// The group is attached with the first Fetch. What does not decode is
+// terminated, or kept as a dead letter: see [WithDeadLetter].
 func NewConsumer[T any](
 	t transport.Subscriber, codec Codec[T], subject string, opts ...ConsumerOption,
 ) (*BoundConsumer[T], error) {
@@ -48,6 +52,8 @@ func NewConsumer[T any](
 		} else if c.cfg.group == "" {
 			c.err = construction("consumer",
 				fmt.Errorf("%w: WithQueueGroup is missing: a consumer fetches what its group has kept", ErrInvalidOption))
+		} else if err := c.cfg.deadLetter.checkSubject(t, subject); err != nil {
+			c.err = construction("consumer", err)
 		}
 	}
 
@@ -81,9 +87,7 @@ func newConsumer[T any](t transport.Subscriber, codec Codec[T], subject string, 
 	case codec.Decode == nil:
 		c.err = fmt.Errorf("%w: the codec cannot decode", ErrInvalidOption)
 	default:
-		if c.err = applyOptions(opts, ConsumerOption.applyConsumer, &c.cfg); c.err == nil {
-			c.err = require(t, true, "a consumer", transport.Fetching)
-		}
+		c.err = c.configure(opts)
 	}
 
 	if c.err != nil {
@@ -91,6 +95,21 @@ func newConsumer[T any](t transport.Subscriber, codec Codec[T], subject string, 
 	}
 
 	return c
+}
+
+func (c *BoundConsumer[T]) configure(opts []ConsumerOption) error {
+	if err := applyOptions(opts, ConsumerOption.applyConsumer, &c.cfg); err != nil {
+		return err
+	}
+
+	if err := require(c.transport, true, "a consumer", transport.Fetching); err != nil {
+		return err
+	}
+
+	c.undertaker.cfg = &subscriberConfig{receiverConfig: c.cfg.receiverConfig}
+	c.undertaker.caps = c.transport.Capabilities()
+
+	return c.cfg.deadLetter.check(c.transport)
 }
 
 // maxFetch bounds one Fetch, and with it what may wait in memory.
@@ -102,15 +121,32 @@ const fetchLinger = 20 * time.Millisecond
 
 // Fetch returns up to n messages (1 to 10,000), in the order of the broker. It
 // blocks until there is at least one or ctx ends, and does not wait for n: it
-// returns what is there. Every message has to be settled with one of its
-// verbs; what is not settled within the ack wait is delivered again.
+// returns what is there. Every message has to be settled with one of its verbs.
 //
-// A message that does not decode is terminated, logged, and does not end the
-// wait. Errors are [*Error] values around [ErrInvalidOption] for n,
-// [context.Canceled], [context.DeadlineExceeded], [ErrClosed],
-// [ErrConsumerNotFound], [ErrStreamNotFound] or [ErrSubjectMismatch]. With an
-// error no message is returned, and none is lost: what had arrived is handed
-// back.
+// goflux does not renew the lease of a fetched message. When the ack wait is
+// over (30 s by default on JetStream) the broker delivers the message again,
+// here or to somebody else, and counts an attempt. Nothing tells who has the
+// first copy: acking it returns nil all the same, [Message.AckSync] too, since
+// JetStream takes the ack of any attempt. Finish a batch well within the ack
+// wait, or call [Message.InProgress] on its messages meanwhile.
+//
+// A message that does not decode is not returned and does not end the wait. It
+// is terminated and logged or, with [WithDeadLetter], stored as a dead letter and
+// terminated when the broker has confirmed that. If it cannot be stored, it is
+// handed back, to come again after 100 ms at first and 30 s in the end. On its
+// last attempt nobody would deliver it again: it is kept here, this and later
+// calls of Fetch try on while they wait, at least three times an ack wait and
+// with its lease renewed, and Close tries once more. If all that fails it is
+// logged and handed back, and the broker gives it up. Where nothing is
+// redelivered it is lost, and logged, after six tries. The messages that did
+// decode are held up by all this for half the ack wait at the most, and 5 s.
+// What decodes and cannot be handled is the caller's to bury: [DeadLetterOf].
+//
+// Errors are [*Error] values around [ErrInvalidOption] for n, or because the
+// consumer would receive its own dead letters, [context.Canceled],
+// [context.DeadlineExceeded], [ErrClosed], [ErrConsumerNotFound],
+// [ErrStreamNotFound] or [ErrSubjectMismatch]. With an error no message is
+// returned, and none is lost: what had arrived is handed back.
 func (c *BoundConsumer[T]) Fetch(ctx context.Context, n int) ([]Message[T], error) {
 	msgs, err := c.fetch(ctx, n)
 	if err != nil && c.err == nil {
@@ -121,7 +157,8 @@ func (c *BoundConsumer[T]) Fetch(ctx context.Context, n int) ([]Message[T], erro
 }
 
 // Close makes later calls of Fetch fail with [ErrClosed]; one that is blocked
-// fails so at once. Messages that were fetched can still be settled. The
+// fails so at once. Messages that were fetched can still be settled. Dead letters
+// that could not be stored yet are tried once more, which may take 5 s. The
 // transport stays open.
 func (c *BoundConsumer[T]) Close() {
 	if c.close == nil {
@@ -143,6 +180,8 @@ func (c *BoundConsumer[T]) Close() {
 		c.inbox.handBack()
 		c.sub = nil
 	}
+
+	c.undertaker.close()
 }
 
 func (c *BoundConsumer[T]) failure(err error) error {
@@ -190,6 +229,10 @@ func (c *BoundConsumer[T]) fetch(ctx context.Context, n int) ([]Message[T], erro
 			return nil, err
 		}
 
+		if len(deliveries) == 0 {
+			continue
+		}
+
 		c.cfg.tel().receive(ctx, c.sub.Info().Filter, deliveries)
 
 		if msgs := c.decode(ctx, deliveries); len(msgs) > 0 {
@@ -198,8 +241,10 @@ func (c *BoundConsumer[T]) fetch(ctx context.Context, n int) ([]Message[T], erro
 	}
 }
 
-// collect returns at least one delivery, and at most n. Credit that is left over
-// is taken back, so that nothing arrives while nobody fetches.
+// collect returns at least one delivery, and at most n; none only when it did
+// not ask for any, since as much as may wait in memory waits for its burial.
+// Credit that is left over is taken back, so that nothing arrives while nobody
+// fetches.
 func (c *BoundConsumer[T]) collect(ctx context.Context, n int) ([]transport.Delivery, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -211,9 +256,12 @@ func (c *BoundConsumer[T]) collect(ctx context.Context, n int) ([]transport.Deli
 		}
 	}
 
+	c.undertaker.buryDue(ctx)
+
+	n = min(n, maxFetch-len(c.undertaker.unburied))
 	c.sub.Request(n)
 
-	waitErr := c.inbox.wait(ctx, n, c.sub)
+	waitErr := c.wait(ctx, n)
 
 	if c.inbox.len() < n {
 		pausing, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
@@ -237,6 +285,22 @@ func (c *BoundConsumer[T]) collect(ctx context.Context, n int) ([]transport.Deli
 	return nil, waitErr
 }
 
+// wait waits for deliveries, and stores the dead letters that get due.
+func (c *BoundConsumer[T]) wait(ctx context.Context, n int) error {
+	for {
+		woken, err := c.inbox.wait(ctx, n, c.sub, c.undertaker.wake())
+		if !woken {
+			return err
+		}
+
+		c.undertaker.buryDue(ctx)
+
+		if n < 1 {
+			return nil
+		}
+	}
+}
+
 func (c *BoundConsumer[T]) attach(ctx context.Context) error {
 	c.inbox = &inbox{arrived: make(chan struct{}, 1)}
 
@@ -253,7 +317,15 @@ func (c *BoundConsumer[T]) attach(ctx context.Context) error {
 		return err
 	}
 
+	if err := c.cfg.deadLetter.checkLoop(c.subject, sub.Info().Filter); err != nil {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+		defer cancel()
+
+		return errors.Join(err, sub.Close(closing))
+	}
+
 	c.sub = sub
+	c.undertaker.attach(sub)
 
 	return nil
 }
@@ -266,26 +338,31 @@ func (c *BoundConsumer[T]) detach() {
 	c.sub = nil
 }
 
-// decode makes messages of deliveries and terminates those that do not decode.
+// decode makes messages of deliveries, and ends those that do not decode. It
+// decodes in place: a payload of its own for each would be an allocation.
 func (c *BoundConsumer[T]) decode(ctx context.Context, deliveries []transport.Delivery) []Message[T] {
-	msgs := make([]Message[T], 0, len(deliveries))
+	var (
+		msgs   = make([]Message[T], len(deliveries))
+		n      int
+		failed []undecoded
+	)
 
 	for _, d := range deliveries {
-		msg := newMessage[T](d)
+		msg := &msgs[n]
+		*msg = newMessage[T](d)
 
-		err := decodeInto(c.codec, d.Data, &msg.Payload)
-		if err == nil {
-			msgs = append(msgs, msg)
-
-			continue
+		if err := decodeInto(c.codec, d.Data, &msg.Payload); err == nil {
+			n++
+		} else {
+			rejection := &outcome{kind: OutcomeRejected, err: err, undecodable: true}
+			failed = append(failed, undecoded{&engine.Job{Delivery: d}, rejection})
 		}
-
-		terr := d.Settler.Settle(ctx, d.Token, transport.Verdict{Action: transport.Term, Reason: ReasonUndecodable})
-		c.cfg.log().LogAttrs(ctx, slog.LevelWarn, "goflux: a message was terminated: "+ReasonUndecodable,
-			slog.String("subject", d.Subject), slog.Any("error", err), slog.Any("settling", terr))
 	}
 
-	return msgs
+	clear(msgs[n:])
+	c.undertaker.bury(ctx, failed)
+
+	return msgs[:n]
 }
 
 // inbox is where deliveries wait for the fetch that asked for them.
@@ -329,8 +406,10 @@ func (b *inbox) take() []transport.Delivery {
 }
 
 // wait returns when n deliveries are there, or some and the broker has no more
-// for now, or when it cannot go on.
-func (b *inbox) wait(ctx context.Context, n int, sub transport.Subscription) error {
+// for now, when it is woken, or when it cannot go on.
+func (b *inbox) wait(
+	ctx context.Context, n int, sub transport.Subscription, wake <-chan time.Time,
+) (woken bool, err error) {
 	var linger <-chan time.Time
 
 	for {
@@ -338,8 +417,8 @@ func (b *inbox) wait(ctx context.Context, n int, sub transport.Subscription) err
 		got, more := len(b.deliveries), b.more
 		b.mu.Unlock()
 
-		if got >= n || (got > 0 && !more) {
-			return nil
+		if got > 0 && (got >= n || !more) {
+			return false, nil
 		}
 
 		if got > 0 {
@@ -348,12 +427,14 @@ func (b *inbox) wait(ctx context.Context, n int, sub transport.Subscription) err
 
 		select {
 		case <-b.arrived:
+		case <-wake:
+			return true, nil
 		case <-linger:
-			return nil
+			return false, nil
 		case <-ctx.Done():
-			return ctx.Err()
+			return false, ctx.Err()
 		case <-sub.Done():
-			return sub.Err()
+			return false, sub.Err()
 		}
 	}
 }

@@ -65,6 +65,11 @@ type DeadLetter[T any] struct {
 
 	// Redriven is how often [Redrive] had sent the message back before.
 	Redriven int
+
+	// Omitted are the names of headers of the message for which the dead letter
+	// had no room, the largest one first. A "..." at the end stands for more.
+	// [Redrive] sends the message back without them.
+	Omitted []string
 }
 
 // ID returns the id of the message that died: the header X-Message-ID, else
@@ -90,7 +95,7 @@ func ParseDeadLetter[T any](msg Message[[]byte], codec Codec[T]) DeadLetter[T] {
 		Subject: dead.Subject, Header: dead.Header, Raw: dead.Raw,
 		Reason: dead.Reason, Error: dead.Error, Attempts: dead.Attempts,
 		Stream: dead.Stream, Sequence: dead.Sequence, Consumer: dead.Consumer,
-		Stored: dead.Stored, Time: dead.Time, Redriven: dead.Redriven,
+		Stored: dead.Stored, Time: dead.Time, Redriven: dead.Redriven, Omitted: dead.Omitted,
 	}
 
 	typed.DecodeErr = decodeInto(codec, dead.Raw, &typed.Payload)
@@ -98,16 +103,60 @@ func ParseDeadLetter[T any](msg Message[[]byte], codec Codec[T]) DeadLetter[T] {
 	return typed
 }
 
+// DeadLetterOf makes a dead letter of a received message, for those who settle
+// by hand: a worker that fetched it, or a handler with [WithManualAck].
+//
+//	dead := goflux.DeadLetterOf(msg, goflux.ReasonRejected, err)
+//	if err := goflux.StoreDeadLetter(ctx, t, "dead.orders", dead); err != nil {
+//		return errors.Join(err, msg.NakWithDelay(time.Second)) // it is still there
+//	}
+//	return msg.Term()
+//
+// It holds the bytes and headers as they were received, whatever became of
+// Payload, and has the message id that [WithDeadLetter] would give it: made
+// again of another delivery of the message, a broker that de-duplicates stores
+// it once. reason is one of [ReasonRejected], [ReasonUndecodable] and
+// [ReasonExhausted], or a word of your own. err may be nil. Its time is now.
+//
+// Of a [Message] that was not received but composed, as in a test, Raw is nil.
+// It may be called concurrently, and changes nothing.
+func DeadLetterOf[T any](msg Message[T], reason string, err error) DeadLetter[[]byte] {
+	return newDeadLetter(msg.Subject, msg.Header, msg.data, msg.Metadata(), reason, err)
+}
+
+func newDeadLetter(subject string, h Header, data []byte, m Metadata, reason string, err error) DeadLetter[[]byte] {
+	dead := DeadLetter[[]byte]{
+		Subject:  subject,
+		Header:   h,
+		Raw:      data,
+		Payload:  data,
+		Reason:   reason,
+		Attempts: max(m.Attempt, 1),
+		Stream:   m.Stream,
+		Sequence: m.Sequence,
+		Consumer: m.Consumer,
+		Stored:   m.Timestamp,
+		Time:     time.Now(),
+		Redriven: int(headerCount(h, headerRedriven)), //nolint:gosec // bounded by headerCount
+	}
+
+	if err != nil {
+		dead.Error = headerText(sound(err).Error())
+	}
+
+	return dead
+}
+
 // StoreDeadLetter publishes a dead letter on subject: what [WithDeadLetter]
-// does by itself, for those who settle by hand. Terminate the message only when
-// it returned nil.
+// does by itself, for those who settle by hand. [DeadLetterOf] makes one of a
+// message. Terminate the message only when StoreDeadLetter returned nil.
 //
 // Raw, Header and Subject go out unaltered; headers that would instruct the
 // server, or that no client could send, travel under other names. Payload and
 // DecodeErr are not used. A zero Time is now. An error text that is too long is
-// cut, and left out where the message would exceed a limit of the broker;
-// everything else is kept whatever it takes, so that what is stored is
-// complete.
+// cut. Where the message would exceed a limit of the broker, the text is left
+// out, then as many of the largest headers as it takes, then all of them; Omitted
+// tells which ones. The payload is never cut.
 //
 // The dead letter has a message id made of stream, sequence and consumer, so
 // that a broker with de-duplication stores it once, however often it is tried
@@ -140,28 +189,24 @@ func storeDeadLetter(ctx context.Context, pub transport.Publisher, subject strin
 
 	dead.Error = headerText(dead.Error)
 
-	header := deadHeader(dead)
-	if err := header.Validate(); err != nil {
+	if err := deadHeader(dead).Validate(); err != nil {
 		return err
 	}
 
-	letter := transport.Message{Subject: subject, Header: header, Data: dead.Raw, ID: deadLetterID(dead)}
+	letter := transport.Message{Subject: subject, Data: dead.Raw, ID: deadLetterID(dead)}
 
-	_, err := pub.Publish(ctx, letter)
-	if !errors.Is(err, ErrTooLarge) {
-		return err
+	var err error
+
+	for _, shrink := range shrinkings {
+		shrink(&dead)
+
+		letter.Header = deadHeader(dead)
+
+		if _, err = pub.Publish(ctx, letter); !errors.Is(err, ErrTooLarge) {
+			return err
+		}
 	}
 
-	// Headers are limited by themselves, and the payload may be as large as
-	// the broker takes: nothing else can be left out.
-	dead.Error = ""
-	letter.Header = deadHeader(dead)
-
-	_, err = pub.Publish(ctx, letter)
-	if errors.Is(err, ErrTooLarge) {
-		return fmt.Errorf("%w: with the headers that a dead letter needs; "+
-			"raise the maximum message size for the dead letters (max_payload of the server, MaxMsgSize of the stream)", err)
-	}
-
-	return err
+	return fmt.Errorf("%w: the payload, with the headers that a dead letter needs; "+
+		"raise the maximum message size for the dead letters (max_payload of the server, MaxMsgSize of the stream)", err)
 }

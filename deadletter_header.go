@@ -25,6 +25,9 @@ const (
 	deadStored   = deadPrefix + "Stored"
 	deadTime     = deadPrefix + "Time"
 
+	// deadOmitted holds the names of the headers that were left out.
+	deadOmitted = deadPrefix + "Omitted"
+
 	// deadEncoded holds headers that were received, but that clients refuse
 	// to send or send altered: key and value in base64, with a colon between.
 	deadEncoded = deadPrefix + "Encoded"
@@ -84,6 +87,7 @@ func deadHeader(dead DeadLetter[[]byte]) Header {
 	set(deadStream, dead.Stream)
 	set(deadConsumer, dead.Consumer)
 	set(deadTime, dead.Time.UTC().Format(time.RFC3339Nano))
+	set(deadOmitted, headerNames(dead.Omitted))
 
 	if dead.Attempts > 0 {
 		h.Set(deadAttempts, strconv.Itoa(dead.Attempts))
@@ -122,6 +126,7 @@ func parseDeadLetter(h Header, data []byte) DeadLetter[[]byte] {
 		Stored:   headerTime(h, deadStored),
 		Time:     headerTime(h, deadTime),
 		Redriven: int(headerCount(original, headerRedriven)), //nolint:gosec // bounded by headerCount
+		Omitted:  strings.Fields(h.Get(deadOmitted)),
 	}
 }
 
@@ -218,6 +223,34 @@ func headerText(s string) string {
 	}
 
 	return s
+}
+
+// maxOmitted bounds the names of headers that were left out, in bytes.
+const maxOmitted = 256
+
+// headerNames makes a list of bounded length of names, which may hold anything.
+func headerNames(names []string) string {
+	var list strings.Builder
+
+	for _, name := range names {
+		name = strings.ReplaceAll(headerText(name), " ", "_")
+
+		if list.Len()+len(name)+len(" ...") > maxOmitted {
+			name = "..."
+		}
+
+		if list.Len() > 0 {
+			list.WriteByte(' ')
+		}
+
+		list.WriteString(name)
+
+		if name == "..." {
+			break
+		}
+	}
+
+	return list.String()
 }
 
 // deadLetterID names the death of a message: the same for each try to store it,

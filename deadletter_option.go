@@ -12,42 +12,47 @@ import (
 // [DeadLetter]: what the handler rejects ([Reject]), what fails on the last
 // attempt, and what does not decode. The last attempt is the one after which
 // the broker would give the message up (MaxDeliver); where there is no
-// redelivery it is every one.
+// redelivery it is every one. Of a [Consumer], which has no handler, it is what
+// does not decode; for the rest there is [DeadLetterOf].
 //
 // The bytes and headers of the message go out unaltered, with headers that
 // begin with Goflux-Dead- beside them. The message is terminated when the
 // broker has stored the dead letter, not before. As long as it cannot be
 // stored, the message is kept here with its lease, counts against the limit of
 // unsettled messages, and storing is tried again, after 100 ms at first and
-// every 30 s in the end. Where there is no redelivery nothing keeps the
+// every 30 s in the end: beside the handlers, by one message for all that wait,
+// so that they hold back nobody as long as there are no more than 8192 of them,
+// or 64 MiB. Where there is no redelivery nothing keeps the
 // message: it is lost, and logged, after six tries in about three seconds.
+// [BoundConsumer.Fetch] tells what a consumer does instead.
 //
 // The dead letters need a place that keeps them: on JetStream a stream with
 // subject whose retention is limits or workqueue (interest keeps nothing for
 // consumers that come later), in memory a queue group that subscribed to
 // subject before, or a history.
 //
-// It is the subscriber's own transport that publishes. Where that cannot, as
-// one that was built on a bare consumer, the construction fails with
+// It is the transport of the subscriber or consumer that publishes. Where that
+// cannot, as one that was built on a bare consumer, the construction fails with
 // [ErrInvalidOption]: use [WithDeadLetterPublisher]. On a transport without
 // receipts (core NATS) nobody confirms a dead letter: it is sent, and lost
-// where nobody listens. Subscribe fails with [ErrInvalidOption] when the
-// subscription would receive its own dead letters, an endless loop.
+// where nobody listens. Who would receive its own dead letters, an endless loop,
+// fails with [ErrInvalidOption]: Subscribe does, and [NewConsumer] or, where
+// only the broker knows what is delivered, Fetch.
 //
 // A dead letter is stored once as long as the tries are no further apart than
 // the de-duplication window of its stream (2 minutes by default).
-func WithDeadLetter(subject string) ServingOption {
+func WithDeadLetter(subject string) ReceiverOption {
 	return withDeadLetter("WithDeadLetter", subject, func(*deadLetterConfig) error { return nil })
 }
 
 // WithDeadLetterPublisher is [WithDeadLetter] with a transport of its own for
-// the dead letters, which stays the caller's. For a subscriber on a JetStream
-// consumer it is jetstream.New(js).
+// the dead letters, which stays the caller's. For a subscriber or consumer on a
+// JetStream consumer it is jetstream.New(js).
 //
-// Where the subscriber's transport redelivers, pub must have receipts:
+// Where the transport that receives redelivers, pub must have receipts:
 // otherwise messages would be terminated though nobody confirmed their dead
 // letters, which is refused with [ErrUnsupported].
-func WithDeadLetterPublisher(pub transport.Publisher, subject string) ServingOption {
+func WithDeadLetterPublisher(pub transport.Publisher, subject string) ReceiverOption {
 	return withDeadLetter("WithDeadLetterPublisher", subject, func(c *deadLetterConfig) error {
 		if pub == nil {
 			return fmt.Errorf("%w: the publisher is nil", ErrInvalidOption)
@@ -59,8 +64,8 @@ func WithDeadLetterPublisher(pub transport.Publisher, subject string) ServingOpt
 	})
 }
 
-func withDeadLetter(name, subject string, set func(c *deadLetterConfig) error) ServingOption {
-	return servingOption{named(name), func(c *subscriberConfig) error {
+func withDeadLetter(name, subject string, set func(c *deadLetterConfig) error) ReceiverOption {
+	return receiverOption{named(name), func(c *receiverConfig) error {
 		c.deadLetter = &deadLetterConfig{subject: subject}
 
 		if err := transport.ValidateSubject(subject); err != nil {
@@ -82,7 +87,7 @@ type deadLetterConfig struct {
 	subject   string
 }
 
-// check completes the configuration of a subscriber on t. A nil receiver means
+// check completes the configuration of what receives from t. A nil receiver means
 // that there are no dead letters.
 func (c *deadLetterConfig) check(t transport.Subscriber) error {
 	if c == nil {
@@ -92,7 +97,7 @@ func (c *deadLetterConfig) check(t transport.Subscriber) error {
 	if c.publisher == nil {
 		pub, able := t.(transport.Publisher)
 		if !able {
-			return fmt.Errorf("WithDeadLetter: %w: the subscriber's transport cannot publish: use WithDeadLetterPublisher, "+
+			return fmt.Errorf("WithDeadLetter: %w: the transport cannot publish: use WithDeadLetterPublisher, "+
 				"on JetStream with the transport of jetstream.New(js)", ErrInvalidOption)
 		}
 

@@ -36,8 +36,10 @@ type Message[T any] struct {
 	// Header holds all headers the sender set. It is nil when there are none.
 	Header Header
 
-	token   any
-	settler transport.Settler
+	data      []byte // as received, for a dead letter
+	token     any
+	settler   transport.Settler
+	automatic bool // the outcome of its handler settles it
 }
 
 // ID returns the id the sender gave the message: the header X-Message-ID, else
@@ -67,6 +69,12 @@ func (m Message[T]) Ack() error {
 // AckSync is [Message.Ack], but returns when the broker has confirmed it, so
 // that the message does not come again. It costs a round trip. ctx bounds the
 // wait; without a deadline, the client's default request timeout does.
+//
+// That it returns nil does not say that nobody else has handled the message.
+// When the lease has run out the broker delivers the message again, and still
+// takes the ack of the first delivery: JetStream takes that of any attempt, and
+// confirms it also where the message is done with (nats-server v2.15.2). Who
+// fetches keeps the lease by [Message.InProgress]; see [BoundConsumer.Fetch].
 func (m Message[T]) AckSync(ctx context.Context) error {
 	return m.settle(ctx, transport.Verdict{Action: transport.AckSync})
 }
@@ -81,14 +89,16 @@ func (m Message[T]) NakWithDelay(d time.Duration) error {
 }
 
 // Term says that the message must not be delivered again. It does not go to
-// the dead letters; [Reject] does that.
+// the dead letters: [Reject] does that, and [StoreDeadLetter] with
+// [DeadLetterOf] before Term.
 func (m Message[T]) Term() error {
 	return m.settle(context.Background(), transport.Verdict{Action: transport.Term})
 }
 
 // InProgress renews the lease of the message: the ack wait starts anew. While
 // a handler runs this is done for it; it is of use to those who fetch, or who
-// settle after the handler has returned.
+// settle after the handler has returned. It does not wait for the broker, and
+// brings back no lease that has run out: call it well before.
 func (m Message[T]) InProgress() error {
 	return m.settle(context.Background(), transport.Verdict{Action: transport.Extend})
 }
@@ -108,7 +118,7 @@ func (m Message[T]) settle(ctx context.Context, v transport.Verdict) error {
 
 // newMessage makes the message of a delivery, without its payload.
 func newMessage[T any](d transport.Delivery) Message[T] {
-	return Message[T]{Subject: d.Subject, Header: d.Header, token: d.Token, settler: d.Settler}
+	return Message[T]{Subject: d.Subject, Header: d.Header, data: d.Data, token: d.Token, settler: d.Settler}
 }
 
 const headerNatsMessageID = "Nats-Msg-Id"

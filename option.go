@@ -92,6 +92,7 @@ func WithTelemetry(t *Telemetry) CommonOption {
 // WithLogger sets the logger for what no caller gets to see: failed handlers,
 // payloads that do not decode, dropped messages. Payloads are never logged. By
 // default it is slog.Default at the time of logging. Nil restores the default.
+// What a logger does that panics is not logged, and has no other effect.
 func WithLogger(l *slog.Logger) CommonOption {
 	return commonOption{"WithLogger", func(c *commonConfig) error {
 		c.logger = l
@@ -118,10 +119,12 @@ func WithQueueGroup(name string) ReceiverOption {
 // WithManualAck leaves settling to the handler: it must call Ack, Nak,
 // NakWithDelay or Term on every message, or have it called later; what is
 // not settled within the ack wait is delivered again. The error it returns is
-// logged and does not settle. A payload that does not decode and a panic are
-// settled as with automatic acks, since no handler can.
+// logged and does not settle. A payload that does not decode, and a panic before
+// a verb, are settled as with automatic acks, since no handler can.
 //
-// Transports without acks refuse it with [ErrUnsupported].
+// Transports without acks refuse it with [ErrUnsupported]. With
+// [WithStrictOrder] it is refused with [ErrInvalidOption]: there is no holding a
+// key for a message that its handler settles, whenever that may be.
 func WithManualAck() SubscriberOption {
 	return subscriberOption{"WithManualAck", func(c *subscriberConfig) error {
 		c.manual = true
@@ -171,8 +174,9 @@ func WithConcurrency(n int) ServingOption {
 
 // WithRetryPolicy sets how long a failed message waits for its redelivery; the
 // default is [DefaultRetryPolicy]. A BackOff list in the configuration of a
-// JetStream consumer wins over it. Transports without redelivery refuse it
-// with [ErrUnsupported].
+// JetStream consumer wins over it. Where it panics, the default is used and the
+// panic is logged. Transports without redelivery refuse it with
+// [ErrUnsupported].
 func WithRetryPolicy(p RetryPolicy) ServingOption {
 	return servingOption{"WithRetryPolicy", func(c *subscriberConfig) error {
 		c.retry, c.retrySet = p, true
@@ -187,8 +191,8 @@ func WithRetryPolicy(p RetryPolicy) ServingOption {
 
 // WithDrainTimeout sets how long running handlers may go on after the end of
 // Subscribe's ctx, with a live context and their leases kept; the default is
-// 30 s. Zero cancels them as soon as the broker has stopped delivering.
-// Afterwards they have one more second to return.
+// 30 s. Zero cancels them at once. Afterwards they have one more second to return,
+// and no other one is started.
 func WithDrainTimeout(d time.Duration) ServingOption {
 	return servingOption{"WithDrainTimeout", func(c *subscriberConfig) error {
 		c.drainTimeout = d
@@ -203,8 +207,9 @@ func WithDrainTimeout(d time.Duration) ServingOption {
 
 // WithMaxHandlingTime bounds one run of a handler: when it is over, the lease
 // is no longer renewed and the handler's context ends with the cause
-// [ErrMaxHandlingTime]. It is enforced to within an eighth. By default there
-// is no bound; zero means that.
+// [ErrMaxHandlingTime]. A handler that goes on all the same keeps the message
+// until its lease has run out, which is an ack wait later at the most; the broker
+// then delivers it again. By default there is no bound; zero means that.
 func WithMaxHandlingTime(d time.Duration) ServingOption {
 	return servingOption{"WithMaxHandlingTime", func(c *subscriberConfig) error {
 		c.maxHandling = d
@@ -227,14 +232,6 @@ type commonConfig struct {
 	logger    *slog.Logger
 }
 
-func (c *commonConfig) log() *slog.Logger {
-	if c.logger != nil {
-		return c.logger
-	}
-
-	return slog.Default()
-}
-
 type publisherConfig struct {
 	commonConfig
 
@@ -249,7 +246,8 @@ type publisherConfig struct {
 type receiverConfig struct {
 	commonConfig
 
-	group string
+	group      string
+	deadLetter *deadLetterConfig
 }
 
 type subscriberConfig struct {
@@ -265,7 +263,6 @@ type subscriberConfig struct {
 	maxHandling  time.Duration
 	key          any // func(Message[T]) string
 	strict       bool
-	deadLetter   *deadLetterConfig
 }
 
 type consumerConfig struct {
@@ -365,10 +362,19 @@ func applyOptions[O Option, C any](opts []O, apply func(O, *C) error, c *C) erro
 // require reports with ErrUnsupported when the transport lacks what an option
 // needs.
 func require(t transport.Capable, used bool, option string, needs ...transport.Capability) error {
-	if !used || t.Capabilities().Has(needs...) {
+	if err := lacking(t, transport.Of(needs...)); used && err != nil {
+		return fmt.Errorf("%s: %w", option, err)
+	}
+
+	return nil
+}
+
+// lacking reports with ErrUnsupported what a transport does not have.
+func lacking(t transport.Capable, needs transport.Capabilities) error {
+	has := t.Capabilities()
+	if has&needs == needs {
 		return nil
 	}
 
-	return fmt.Errorf("%s: %w: it needs %s, this one has: %s",
-		option, ErrUnsupported, transport.Of(needs...), t.Capabilities())
+	return fmt.Errorf("%w: it needs %s, this one has: %s", ErrUnsupported, needs, has)
 }

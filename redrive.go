@@ -248,6 +248,10 @@ func deadLetters(
 		return nil, nil, err
 	}
 
+	if cfg.deadLetter != nil {
+		return nil, nil, fmt.Errorf("%w: WithDeadLetter: what is redriven comes from the dead letters", ErrInvalidOption)
+	}
+
 	b, browses := from.(browser)
 
 	switch {

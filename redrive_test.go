@@ -473,6 +473,7 @@ func TestRedriveRefuses(t *testing.T) {
 		{"a limit of deliveries", limited, tr, "dead", []goflux.ConsumerOption{group}, goflux.ErrInvalidOption, "deliveries"},
 		{"no stream", remote, remote, "dead", nil, goflux.ErrStreamNotFound, "dead"},
 		{"no stream for a group", remote, remote, "dead", []goflux.ConsumerOption{group}, goflux.ErrStreamNotFound, "dead"},
+		{"dead letters of dead letters", tr, tr, "dead", []goflux.ConsumerOption{goflux.WithDeadLetter("deader")}, goflux.ErrInvalidOption, "WithDeadLetter"},
 		{"a bad group", tr, tr, "dead", []goflux.ConsumerOption{goflux.WithQueueGroup("a b")}, goflux.ErrInvalidOption, "WithQueueGroup"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
