@@ -20,8 +20,9 @@ type DroppedError = transport.DroppedError
 // stored since, and what; see [ExpectLastSequence]. It matches [ErrConflict].
 type ConflictError = transport.ConflictError
 
-// DrainError is returned by Subscribe when handlers had not finished at the end
-// of the drain timeout. It tells how many messages were abandoned.
+// DrainError is within the [*Error] that Subscribe and Serve return when not all
+// was finished at the end of the drain timeout. It tells how many messages were
+// abandoned.
 type DrainError = engine.DrainError
 
 // Errors of bad input. They are returned before anything is sent.
@@ -118,8 +119,9 @@ var (
 	ErrDraining = engine.ErrDraining
 )
 
-// PanicError is a panic of a handler, or of a codec, turned into an error. It
-// matches [ErrPanic].
+// PanicError is a panic of a handler, or of a codec, turned into an error, and
+// so is a handler that ends its goroutine instead of returning (runtime.Goexit,
+// as FailNow of package testing does). It matches [ErrPanic].
 type PanicError struct {
 	// Value is what was passed to panic.
 	Value any

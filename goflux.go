@@ -110,7 +110,8 @@ type Responder[Req, Resp any] interface {
 // package documentation. ctx lives on while the subscription drains; it ends
 // when the drain timeout is over, when the lease of the message is lost, or
 // when the maximum handling time is exceeded; [context.Cause] tells which. It
-// must not be used after the handler has returned.
+// ends with the handler for all that waits for it (contexts made of it, calls of
+// [context.AfterFunc]), and must not be used after that.
 //
 // Handlers are called concurrently where the subscription says so.
 type Handler[T any] func(ctx context.Context, msg Message[T]) error

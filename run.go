@@ -3,6 +3,7 @@ package goflux
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"slices"
@@ -25,14 +26,18 @@ func SubscribeTask[T any](s Subscriber[T], subject string, handler Handler[T]) T
 //
 // Run returns when all tasks have returned: nil when ctx ended and all of them
 // drained, or when all finished; otherwise the joined errors, the one that
-// stopped the rest first.
+// stopped the rest first. An error that says nothing but that the task was
+// stopped ([context.Canceled], also within other errors) is none. A task that
+// panics has failed with a [*PanicError], and one that is nil makes Run fail with
+// [ErrInvalidOption] before it starts any.
 func Run(ctx context.Context, tasks ...Task) error {
-	type result struct {
-		index int
-		err   error
+	for i, task := range tasks {
+		if task == nil {
+			return fmt.Errorf("goflux: run: %w: task %d of %d is nil", ErrInvalidOption, i+1, len(tasks))
+		}
 	}
 
-	ended := make(chan result, len(tasks))
+	ended := make(chan error, len(tasks))
 	stops := make([]context.CancelFunc, len(tasks))
 	done := make([]chan struct{}, len(tasks))
 
@@ -43,7 +48,10 @@ func Run(ctx context.Context, tasks ...Task) error {
 		go func() {
 			defer close(done[i])
 
-			ended <- result{i, task(tctx)}
+			err := errTaskExited
+			defer func() { ended <- err }()
+
+			err = guard(func() error { return task(tctx) })
 		}()
 	}
 
@@ -51,12 +59,12 @@ func Run(ctx context.Context, tasks ...Task) error {
 
 	for range tasks {
 		select {
-		case r := <-ended:
-			if r.err == nil {
+		case err := <-ended:
+			if err == nil {
 				continue
 			}
 
-			errs = append(errs, r.err)
+			errs = append(errs, err)
 		case <-ctx.Done():
 		}
 
@@ -70,14 +78,34 @@ func Run(ctx context.Context, tasks ...Task) error {
 
 	close(ended)
 
-	for r := range ended {
-		// A task that hands on the end of its own context was not in trouble.
-		if r.err != nil && !errors.Is(r.err, context.Canceled) {
-			errs = append(errs, r.err)
+	for err := range ended {
+		if err != nil && !onlyCanceled(err) {
+			errs = append(errs, err)
 		}
 	}
 
 	return errors.Join(errs...)
+}
+
+// errTaskExited is what Run makes of a task that neither returns nor panics.
+var errTaskExited = errors.New("goflux: run: a task ended its goroutine (runtime.Goexit) instead of returning")
+
+// onlyCanceled reports whether err is nothing but the end of a context: a task
+// that hands on that of its own was not in trouble. What is joined with it, such
+// as a DrainError, is trouble.
+func onlyCanceled(err error) bool {
+	switch e := err.(type) { //nolint:errorlint // it looks at each error of the tree by itself
+	case interface{ Unwrap() []error }:
+		errs := e.Unwrap()
+
+		return len(errs) > 0 && !slices.ContainsFunc(errs, func(err error) bool { return !onlyCanceled(err) })
+	case interface{ Unwrap() error }:
+		if inner := e.Unwrap(); inner != nil {
+			return onlyCanceled(inner)
+		}
+	}
+
+	return errors.Is(err, context.Canceled)
 }
 
 // RunUntilSignal is [Run], and stops the tasks also when the process gets an

@@ -78,9 +78,9 @@ func newSubscriber[T any](t transport.Subscriber, codec Codec[T], opts []Subscri
 // delivered: subject must cover its filter, and may be empty for "whatever it
 // delivers".
 //
-// It returns nil when ctx ended or Close was called and all was finished, a
-// [*DrainError] when handlers had to be abandoned, and else why the
-// subscription could not begin or go on: an [*Error] around
+// It returns nil when ctx ended or Close was called and all was finished, an
+// [*Error] around a [*DrainError] when handlers had to be abandoned, and else
+// why the subscription could not begin or go on: an [*Error] around
 // [ErrInvalidSubject], [ErrInvalidOption] (see [WithDeadLetter]),
 // [ErrSubjectMismatch], [ErrConsumerNotFound], [ErrStreamNotFound],
 // [ErrUnsupported], [ErrClosed] or ctx's own error.
@@ -96,7 +96,6 @@ func (s *BoundSubscriber[T]) Subscribe(ctx context.Context, subject string, hand
 type receiver struct {
 	transport transport.Subscriber
 	cfg       subscriberConfig
-	window    int   // of the engine; 0 for its own
 	err       error // of the construction
 
 	closing context.Context //nolint:containedctx // ends the subscriptions on Close
@@ -106,9 +105,9 @@ type receiver struct {
 	vitals           vitals
 }
 
-// Close ends all running Subscribe calls as if their ctx had ended, and makes
-// later ones fail with [ErrClosed]. It does not wait for them, so a handler may
-// call it. The transport stays open.
+// Close ends all running calls, be they of Subscribe or of Serve, as if their ctx
+// had ended, and makes later ones fail with [ErrClosed]. It does not wait for
+// them, so a handler may call it. The transport stays open.
 func (r *receiver) Close() {
 	if r.close != nil {
 		r.close()
@@ -137,6 +136,10 @@ func (r *receiver) configure(opts []SubscriberOption, keyFits func(any) bool) er
 		return fmt.Errorf("%w: WithAckSync is for automatic acks; with WithManualAck call AckSync on the message", ErrInvalidOption)
 	}
 
+	if c.manual && c.strict {
+		return fmt.Errorf("%w: WithStrictOrder is for automatic acks: what a handler settles by hand, at any time, cannot hold its key", ErrInvalidOption)
+	}
+
 	if c.key != nil && !keyFits(c.key) {
 		return fmt.Errorf("%w: WithOrderingKey: the key function is a %T, for messages of another type", ErrInvalidOption, c.key)
 	}
@@ -163,10 +166,22 @@ func (r *receiver) configure(opts []SubscriberOption, keyFits func(any) bool) er
 // work is what a processor does for an engine.
 type work interface {
 	begin(r *receiver, subject string)
-	attach(info transport.Info)
+	attach(sub transport.Subscription)
 	handle(ctx context.Context, job *engine.Job) (after time.Duration, retry bool)
+	crashed(ctx context.Context, job *engine.Job, err error) (after time.Duration, retry bool)
+	bring(ctx context.Context, job *engine.Job) engine.Burial
 	lane(job *engine.Job) string
+	leave()
 }
+
+// ender is work that has something to do when the end comes.
+type ender interface {
+	drain()
+	abandon(ctx context.Context, job *engine.Job)
+}
+
+// tuner is work that wants its engine otherwise.
+type tuner interface{ tune(cfg *engine.Config) }
 
 // serve runs one subscription.
 func (r *receiver) serve(ctx context.Context, subject string, w work) (err error) {
@@ -200,8 +215,10 @@ func (r *receiver) serve(ctx context.Context, subject string, w work) (err error
 
 	cfg := engine.Config{
 		Concurrency:     r.cfg.concurrency,
-		Window:          r.window,
-		Handle:          w.handle,
+		Handle:          handling(w),
+		Bury:            burying(w),
+		BuryRetry:       r.buryRetry,
+		Strict:          r.cfg.strict,
 		Redelivery:      r.transport.Capabilities().Has(transport.Redelivery),
 		DrainTimeout:    r.cfg.drainTimeout,
 		MaxHandlingTime: r.cfg.maxHandling,
@@ -211,20 +228,31 @@ func (r *receiver) serve(ctx context.Context, subject string, w work) (err error
 		cfg.Lane = w.lane
 	}
 
+	if e, some := w.(ender); some {
+		cfg.OnDrain, cfg.OnAbandoned = e.drain, e.abandon
+	}
+
+	if t, some := w.(tuner); some {
+		t.tune(&cfg)
+	}
+
 	eng := engine.New(ctx, cfg)
 
 	sub, err := r.transport.Subscribe(ctx, transport.SubscribeConfig{
 		Subject: subject,
 		Group:   r.cfg.group,
 		Sink:    eng.Deliver,
-		Notify:  func(err error) { r.onNotify(ctx, subject, err) },
+		Notify: func(err error) {
+			r.onNotify(ctx, subject, err)
+			eng.Wake()
+		},
 	})
 	if err != nil {
 		return err
 	}
 
 	// Nothing is delivered before the engine asks for it.
-	w.attach(sub.Info())
+	w.attach(sub)
 
 	if err := r.cfg.deadLetter.checkLoop(subject, sub.Info().Filter); err != nil {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
@@ -239,7 +267,28 @@ func (r *receiver) serve(ctx context.Context, subject string, w work) (err error
 		r.cfg.ready()
 	}
 
-	return eng.Run(ctx, sub)
+	err = eng.Run(ctx, sub)
+
+	w.leave()
+
+	if _, abandoned := errors.AsType[*DrainError](err); abandoned {
+		info := sub.Info()
+
+		return &Error{Op: "drain", Subject: cmp.Or(subject, info.Filter), Stream: info.Stream, Consumer: info.Consumer, Err: err}
+	}
+
+	return err
+}
+
+// buryRetry returns how long a storage of dead letters is left alone after so many
+// failures in a row.
+func (r *receiver) buryRetry(failures int) time.Duration {
+	if !r.transport.Capabilities().Has(transport.Redelivery) {
+		// Messages that nobody keeps are to have all their tries soon.
+		failures = min(failures, deadLetterTries)
+	}
+
+	return deadLetterRetry(failures + 1)
 }
 
 // settles reports whether the deliveries of the transport are settled at all.

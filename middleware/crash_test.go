@@ -255,14 +255,14 @@ func TestCrashLosesAcks(t *testing.T) {
 		tr := open(t, memory.WithAckWait(30*time.Second))
 		once := middleware.Idempotent[int](middleware.NewMemoryStore(time.Hour, 0), "billing")
 
-		stop := serve(t, tr, once(func(_ context.Context, msg goflux.Message[int]) error {
+		stop := serve(t, &watched{Transport: tr, lose: true}, once(func(_ context.Context, msg goflux.Message[int]) error {
 			mu.Lock()
 			defer mu.Unlock()
 
 			handled[msg.ID()]++
 
 			return nil
-		}), goflux.WithManualAck(), goflux.WithConcurrency(8))
+		}), goflux.WithConcurrency(8))
 
 		for i := range n {
 			publish(t, tr, fmt.Sprintf("id-%d", i), i)

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/foomo/goflux"
+	"github.com/foomo/goflux/transport"
 )
 
 // DefaultLease is the time that [Idempotent] reserves a message for where
@@ -105,10 +107,14 @@ func WithLogger(logger *slog.Logger) IdempotentOption {
 // would have the message handled again for certain; so it is handled again only
 // if it also comes again.
 //
-// # With manual acks
+// # Verbs
 //
-// The handler settles before it returns: what it returns nil for is taken as
-// handled. What was handled before is acked here.
+// Where the handler settles the message itself, its first verb is the verdict,
+// not what it returns: Ack and AckSync record the message before they ack it,
+// Nak, NakWithDelay and Term end the reservation before they are carried out.
+// That holds for verbs that are called after the handler has returned, too: with
+// [goflux.WithManualAck], nil without a verb leaves the reservation as it is. A
+// message that was handled before is acked here.
 //
 // A nil store makes every message fail with [goflux.ErrInvalidOption]. Nil
 // options are ignored.
@@ -150,29 +156,29 @@ func Idempotent[T any](store Store, scope string, opts ...IdempotentOption) gofl
 				return err
 			}
 
-			if handled {
-				// With automatic acks, nil is enough. With manual ones nobody
-				// else would ack; where there are none, it changes nothing.
-				_ = msg.Ack()
-
-				return nil
+			switch {
+			case handled && msg.ManualAck():
+				return msg.Ack()
+			case handled:
+				return nil // with which it is acked, as the subscription does that
 			}
 
 			ctx, cancel := context.WithDeadlineCause(ctx, deadline, g.over)
 			defer cancel()
 
+			r := &reservation{guard: g, ctx: ctx, key: key, token: token, subject: msg.Subject, byHand: msg.ManualAck()}
 			returned := false
 
 			defer func() {
 				if !returned { // it panics
-					_ = g.release(ctx, key, token)
+					_ = r.decide(released)
 				}
 			}()
 
-			err = next(ctx, msg)
+			err = next(ctx, msg.BeforeSettle(r.settling))
 			returned = true
 
-			return g.conclude(ctx, key, token, msg.Subject, err)
+			return r.conclude(err)
 		}
 	}
 }
@@ -205,39 +211,97 @@ func (g *guard) reserve(ctx context.Context, key Key) (token uint64, handled boo
 	}
 }
 
-// conclude tells the store what became of a message, and returns its outcome.
-func (g *guard) conclude(ctx context.Context, key Key, token uint64, subject string, err error) error {
+// reservation is a message that is being handled.
+type reservation struct {
+	*guard
+
+	ctx     context.Context //nolint:containedctx // the handler's, for its values
+	key     Key
+	token   uint64
+	subject string
+	byHand  bool        // a verb settles the message, if anything does
+	decided atomic.Bool // it is known what becomes of the message
+}
+
+// settling hears of each verb before it is carried out.
+func (r *reservation) settling(action transport.Action) {
+	if action == transport.Extend {
+		return
+	}
+
+	if err := r.decide(action == transport.Ack || action == transport.AckSync); err != nil {
+		r.log("the reservation of a message could not be ended; the message is put off until it runs out", err)
+	}
+}
+
+// conclude follows from what the handler returned, unless a verb has decided.
+func (r *reservation) conclude(err error) error {
 	if err == nil {
-		if err := g.record(ctx, key, token); err != nil {
-			or(g.logger).LogAttrs(ctx, slog.LevelError,
-				"goflux: a message was handled and could not be recorded; it is acked, and handled again should it come again",
-				slog.String("subject", subject), slog.String("scope", key.Scope), slog.String("id", key.ID), slog.Any("error", err))
+		if !r.byHand {
+			_ = r.decide(recorded)
 		}
 
 		return nil
 	}
 
-	err = g.over.mark(ctx, err)
+	err = r.over.mark(r.ctx, err)
 
-	if rerr := g.release(ctx, key, token); rerr != nil {
+	if rerr := r.fail(); rerr != nil {
 		return fmt.Errorf("%w; idempotency: ending the reservation: %w", err, rerr)
 	}
 
 	return err
 }
 
-func (g *guard) record(ctx context.Context, key Key, token uint64) error {
-	ctx, cancel := detach(ctx)
-	defer cancel()
-
-	return g.store.Record(ctx, key, token)
+// fail ends the reservation of a message whose handler returned an error. Where
+// that does not settle it, a verb may yet do so.
+func (r *reservation) fail() error {
+	switch {
+	case !r.byHand:
+		return r.decide(released)
+	case r.decided.Load():
+		return nil
+	default:
+		return r.end(released)
+	}
 }
 
-func (g *guard) release(ctx context.Context, key Key, token uint64) error {
-	ctx, cancel := detach(ctx)
+// recorded and released are the ends of a reservation.
+const (
+	recorded = true
+	released = false
+)
+
+// decide ends the reservation unless that was done. Of several who decide, the
+// first one does, as with the verbs.
+func (r *reservation) decide(record bool) error {
+	if r.decided.Swap(true) {
+		return nil
+	}
+
+	return r.end(record)
+}
+
+// end tells the store. Its error is that of a release: a message that could not
+// be recorded was handled all the same.
+func (r *reservation) end(record bool) error {
+	ctx, cancel := detach(r.ctx)
 	defer cancel()
 
-	return g.store.Release(ctx, key, token)
+	if !record {
+		return r.store.Release(ctx, r.key, r.token)
+	}
+
+	if err := r.store.Record(ctx, r.key, r.token); err != nil {
+		r.log("a message was handled and could not be recorded; it is acked, and handled again should it come again", err)
+	}
+
+	return nil
+}
+
+func (r *reservation) log(text string, err error) {
+	or(r.logger).LogAttrs(r.ctx, slog.LevelError, "goflux: "+text,
+		slog.String("subject", r.subject), slog.String("scope", r.key.Scope), slog.String("id", r.key.ID), slog.Any("error", err))
 }
 
 // detach returns a context for what has to be told to the store though the

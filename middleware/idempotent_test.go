@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -13,7 +14,7 @@ import (
 
 	"github.com/foomo/goflux"
 	"github.com/foomo/goflux/middleware"
-	"github.com/foomo/goflux/transport/memory"
+	"github.com/foomo/goflux/transport"
 )
 
 // counting counts its calls, and returns what it is told.
@@ -403,27 +404,164 @@ func TestIdempotentByPlace(t *testing.T) {
 	})
 }
 
-// With manual acks nobody but the middleware acks what was handled before.
-func TestIdempotentManualAck(t *testing.T) {
+// What comes again because its ack was lost is acked as the subscription acks, and with manual acks
+// by the middleware, since nobody else would.
+func TestIdempotentAcksDuplicates(t *testing.T) {
+	t.Parallel()
+
+	for name, c := range map[string]struct {
+		opt  goflux.SubscriberOption
+		do   goflux.Handler[int]
+		want transport.Action
+	}{
+		"automatic": {goflux.WithConcurrency(1), returning(nil), transport.Ack},
+		"confirmed": {goflux.WithAckSync(), returning(nil), transport.AckSync},
+		"manual": {goflux.WithManualAck(), func(_ context.Context, msg goflux.Message[int]) error {
+			return msg.Ack()
+		}, transport.Ack},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var calls atomic.Int64
+
+				w := &watched{Transport: open(t), lose: true}
+				stop := serve(t, w, middleware.Idempotent[int](middleware.NewMemoryStore(0, 0), "billing")(
+					func(ctx context.Context, msg goflux.Message[int]) error {
+						calls.Add(1)
+
+						return c.do(ctx, msg)
+					}), c.opt)
+
+				publish(t, w, "id-1", 1)
+				time.Sleep(time.Hour)
+				stop()
+
+				if calls.Load() != 1 || !slices.Equal(w.verdicts, []transport.Action{c.want}) {
+					t.Errorf("handled %d times, with the verdicts %v, want once and %v", calls.Load(), w.verdicts, c.want)
+				}
+			})
+		})
+	}
+}
+
+// The first verb of a handler says whether the message was handled, whatever the
+// handler returns, and whenever it is called.
+func TestIdempotentVerbs(t *testing.T) {
+	t.Parallel()
+
+	type message = goflux.Message[int]
+
+	ack, nak, term := message.Ack, message.Nak, message.Term
+	later := func(msg message) error { return msg.NakWithDelay(time.Minute) }
+	sync := func(msg message) error { return msg.AckSync(context.Background()) }
+	both := func(msg message) error { return errors.Join(msg.InProgress(), msg.Ack(), msg.Nak()) }
+	boom := errors.New("boom")
+
+	for name, c := range map[string]struct {
+		verb     func(message) error
+		fails    bool // after the verb
+		panics   bool // after the verb
+		recorded bool
+		calls    int64 // of the one message that was sent
+	}{
+		"Ack":                     {verb: ack, recorded: true, calls: 1},
+		"AckSync":                 {verb: sync, recorded: true, calls: 1},
+		"Nak":                     {verb: nak, calls: 2},
+		"NakWithDelay":            {verb: later, calls: 2},
+		"Term":                    {verb: term, calls: 1},
+		"Ack and an error":        {verb: ack, fails: true, recorded: true, calls: 1},
+		"Nak and an error":        {verb: nak, fails: true, calls: 2},
+		"Ack and a panic":         {verb: ack, panics: true, recorded: true, calls: 1},
+		"Nak and a panic":         {verb: nak, panics: true, calls: 2},
+		"InProgress, Ack and Nak": {verb: both, recorded: true, calls: 1},
+	} {
+		for _, acks := range []string{"automatic", "manual", "manual, after it has returned"} {
+			late := strings.Contains(acks, "after")
+			if late && c.panics {
+				continue
+			}
+
+			t.Run(name+", "+acks, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					var calls atomic.Int64
+
+					store, tr := middleware.NewMemoryStore(0, 0), open(t)
+					key := middleware.Key{Scope: "billing", ID: "id-1"}
+
+					opts := []goflux.SubscriberOption{goflux.WithLogger(slog.New(slog.DiscardHandler))}
+					if acks != "automatic" {
+						opts = append(opts, goflux.WithManualAck())
+					}
+
+					stop := serve(t, tr, middleware.Idempotent[int](store, "billing")(func(_ context.Context, msg message) error {
+						if calls.Add(1) > 1 {
+							return msg.Ack()
+						}
+
+						switch {
+						case late:
+							time.AfterFunc(time.Second, func() { _ = c.verb(msg) })
+						default:
+							_ = c.verb(msg)
+						}
+
+						if c.panics {
+							panic("boom")
+						}
+
+						if c.fails {
+							return boom
+						}
+
+						return nil
+					}), opts...)
+
+					publish(t, tr, "id-1", 1)
+					time.Sleep(2 * time.Second)
+
+					// What was sent back is handled by now, and recorded by that.
+					want := middleware.Reserved
+					if c.recorded || (c.calls == 2 && name != "NakWithDelay") {
+						want = middleware.Handled
+					}
+
+					reserve(t, store, key, time.Nanosecond, want)
+					time.Sleep(time.Hour)
+					stop()
+
+					if n := calls.Load(); n != c.calls {
+						t.Errorf("handled %d times, want %d", n, c.calls)
+					}
+				})
+			})
+		}
+	}
+}
+
+// A message that nobody settles is handled again, once its reservation is over.
+func TestIdempotentNeverSettled(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var calls, deliveries atomic.Int64
+		var calls atomic.Int64
 
-		tr := open(t, memory.WithAckWait(time.Second))
+		tr := open(t)
+		stop := serve(t, tr, middleware.Idempotent[int](middleware.NewMemoryStore(0, 0), "billing")(
+			func(_ context.Context, msg goflux.Message[int]) error {
+				if calls.Add(1) == 1 {
+					return nil
+				}
 
-		h := middleware.Idempotent[int](middleware.NewMemoryStore(0, 0), "billing")(counting(&calls, nil)) // whose ack is lost
-		stop := serve(t, tr, func(ctx context.Context, msg goflux.Message[int]) error {
-			deliveries.Add(1)
-
-			return h(ctx, msg)
-		}, goflux.WithManualAck())
+				return msg.Ack()
+			}), goflux.WithManualAck())
 
 		publish(t, tr, "id-1", 1)
 		time.Sleep(time.Hour)
 		stop()
 
-		if calls.Load() != 1 || deliveries.Load() != 2 {
-			t.Errorf("handled %d times in %d deliveries", calls.Load(), deliveries.Load())
+		if n := calls.Load(); n != 2 {
+			t.Errorf("handled %d times, want 2", n)
 		}
 	})
 }

@@ -2,6 +2,7 @@ package middleware_test
 
 import (
 	"context"
+	"sync"
 	"testing"
 
 	"github.com/foomo/goencode/json/v1"
@@ -39,6 +40,52 @@ func open(t *testing.T, opts ...memory.Option) *memory.Transport {
 	t.Cleanup(func() { must(t, tr.Close()) })
 
 	return tr
+}
+
+// watched notes the verdicts on the deliveries of its transport. With lose, the
+// acks of first deliveries do not arrive.
+type watched struct {
+	*memory.Transport
+
+	lose bool
+
+	mu       sync.Mutex
+	verdicts []transport.Action
+}
+
+func (w *watched) Subscribe(ctx context.Context, cfg transport.SubscribeConfig) (transport.Subscription, error) {
+	sink := cfg.Sink
+	cfg.Sink = func(d transport.Delivery) {
+		d.Settler = watchedSettler{d.Settler, w}
+		sink(d)
+	}
+
+	return w.Transport.Subscribe(ctx, cfg)
+}
+
+type watchedSettler struct {
+	transport.Settler
+
+	w *watched
+}
+
+func (s watchedSettler) Settle(ctx context.Context, token any, v transport.Verdict) error {
+	acks := v.Action == transport.Ack || v.Action == transport.AckSync
+
+	if s.w.lose && acks && s.Metadata(token).Attempt == 1 {
+		return nil
+	}
+
+	err := s.Settler.Settle(ctx, token, v)
+
+	if err == nil && v.Action != transport.Extend {
+		s.w.mu.Lock()
+		defer s.w.mu.Unlock()
+
+		s.w.verdicts = append(s.w.verdicts, v.Action)
+	}
+
+	return err
 }
 
 // publish sends n with the id, or without one where that is "".

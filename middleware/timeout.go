@@ -20,8 +20,8 @@ import (
 // a timeout. Give the context to every call that takes one.
 //
 // It costs a timer and a context per message. [goflux.WithMaxHandlingTime]
-// bounds a whole handling without them, to within an eighth; Timeout is exact,
-// and may bound a part, such as each try of [Retry].
+// bounds a whole handling without them; Timeout may bound a part, such as each
+// try of [Retry].
 func Timeout[T any](d time.Duration) goflux.Middleware[T] {
 	over := &timeoutError{text: fmt.Sprintf("the handler did not return within %v", d)}
 
