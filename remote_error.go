@@ -18,13 +18,16 @@ import (
 // (ADR-32): the headers Nats-Service-Error and Nats-Service-Error-Code, and the
 // details as the payload.
 type RemoteError struct {
-	// Code is the kind of the error, by the meaning of HTTP status codes. 500
-	// stands for a failure that the responder keeps to itself, and for a code
-	// of a foreign responder that is not a number; 400 for a request that the
-	// responder could not decode.
+	// Code is the kind of the error, by the meaning of HTTP status codes, and
+	// has three digits when it was received, 100 to 999. 500 stands for a
+	// failure that the responder keeps to itself, and for what a foreign
+	// responder sent that is no such number; 400 for a request that the
+	// responder could not decode; 503 for one that it had taken and could not
+	// start before it stopped.
 	Code int
 
-	// Message is one line for humans.
+	// Message is one line for humans, of 1024 bytes at the most when it was
+	// received.
 	Message string
 
 	// Details is what else the responder told, as JSON. Nil when there is
@@ -45,8 +48,9 @@ type RemoteError struct {
 // Within [RetryAfter] it is tried again, and crosses when no attempts are left;
 // within [Reject] the request also goes to the dead letters.
 //
-// Codes are best taken from HTTP (404, 409, 503 ...). Line breaks in the message
-// become spaces, and what is beyond 1024 bytes is cut off.
+// Codes are best taken from HTTP (404, 409, 503 ...); one that is not within 100
+// to 999 crosses as 500. Line breaks in the message become spaces, and what is
+// beyond 1024 bytes is cut off.
 func NewError(code int, message string) *RemoteError {
 	return &RemoteError{Code: code, Message: message}
 }
@@ -67,7 +71,13 @@ func (e *RemoteError) WithDetails(details any) *RemoteError {
 }
 
 // Error tells code and message, without the details.
-func (e *RemoteError) Error() string { return fmt.Sprintf("remote error %d: %s", e.Code, e.Message) }
+func (e *RemoteError) Error() string {
+	if e == nil {
+		return "a nil *RemoteError that became an error"
+	}
+
+	return fmt.Sprintf("remote error %d: %s", e.Code, e.Message)
+}
 
 // ErrorType is the error's low-cardinality name for telemetry.
 func (e *RemoteError) ErrorType() string { return "remote_error" }
@@ -77,7 +87,7 @@ func (e *RemoteError) ErrorType() string { return "remote_error" }
 func (e *RemoteError) Is(target error) bool {
 	t, ok := target.(*RemoteError)
 
-	return ok && t.Code == e.Code && t.Message == e.Message
+	return ok && e != nil && t != nil && t.Code == e.Code && t.Message == e.Message
 }
 
 // The headers of ADR-32.
@@ -91,17 +101,20 @@ var (
 	errInternal    = NewError(http.StatusInternalServerError, "internal error")
 	errUndecodable = NewError(http.StatusBadRequest, "the request could not be decoded")
 	errReplyTooBig = NewError(http.StatusInternalServerError, "the reply is too large")
+	errStopping    = NewError(http.StatusServiceUnavailable, "the responder is stopping")
 )
 
 // toldError returns what of a handler's error is meant for its caller, and
 // whether the handler chose that.
 func toldError(err error) (told *RemoteError, chosen bool) {
-	// A panic is no answer, whatever it was raised with.
-	if errors.As(err, &told) && !told.received && !errors.Is(err, ErrPanic) {
+	// A panic is no answer, whatever it was raised with, and neither is a nil
+	// pointer.
+	if errors.As(err, &told) && told != nil && !told.received && !errors.Is(err, ErrPanic) {
 		return told, true
 	}
 
-	if errors.Is(err, ErrDecode) {
+	// The handler may have met an ErrDecode elsewhere.
+	if o, asked := asOutcome(err); asked && o.undecodable {
 		return errUndecodable, false
 	}
 
@@ -115,9 +128,18 @@ func (e *RemoteError) write(h Header) Header {
 	}
 
 	h.Set(headerServiceError, e.text())
-	h.Set(headerServiceErrorCode, strconv.Itoa(e.Code))
+	h.Set(headerServiceErrorCode, strconv.Itoa(e.code()))
 
 	return h
+}
+
+// code is the code as it stands in a header.
+func (e *RemoteError) code() int {
+	if e.Code < 100 || e.Code > 999 {
+		return http.StatusInternalServerError
+	}
+
+	return e.Code
 }
 
 // text is the message as it stands in a header: one line of at most 1 KiB that
@@ -127,7 +149,7 @@ func (e *RemoteError) text() string {
 		return text
 	}
 
-	if text := http.StatusText(e.Code); text != "" {
+	if text := http.StatusText(e.code()); text != "" {
 		return strings.ToLower(text)
 	}
 
@@ -147,17 +169,17 @@ func readRemoteError(d transport.Delivery) *RemoteError {
 		return nil
 	}
 
-	e := &RemoteError{Code: http.StatusInternalServerError, received: true}
+	e := &RemoteError{received: true}
 
 	if len(text) > 0 {
-		e.Message = text[0]
+		e.Message = headerText(text[0])
 	}
 
 	if len(code) > 0 {
-		if n, err := strconv.Atoi(code[0]); err == nil {
-			e.Code = n
-		}
+		e.Code, _ = strconv.Atoi(code[0])
 	}
+
+	e.Code = e.code()
 
 	switch {
 	case len(d.Data) == 0:

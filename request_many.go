@@ -23,7 +23,8 @@ type many struct {
 }
 
 // WithMaxReplies ends a RequestMany after n replies, errors of responders
-// included. By default there is no limit; n must be positive.
+// included. Fewer are waited for as long as ctx allows, or until [WithStall]. By
+// default there is no limit; n must be positive.
 func WithMaxReplies(n int) ManyOption {
 	return manyOption(func(m *many) error {
 		m.replies = n
@@ -37,8 +38,9 @@ func WithMaxReplies(n int) ManyOption {
 }
 
 // WithStall ends a RequestMany when for d after a reply no other one came. The
-// first reply is waited for as long as ctx allows. By default there is no such
-// end; d must be positive.
+// first reply is waited for as long as ctx allows: responders need time, and it
+// may be that nobody answers. So ctx needs a deadline, unless there is
+// [WithMaxReplies]. By default there is no such end; d must be positive.
 func WithStall(d time.Duration) ManyOption {
 	return manyOption(func(m *many) error {
 		m.stall = d
@@ -57,8 +59,8 @@ var errStalled = errors.New("stalled")
 
 // RequestMany sends req and yields the replies of all who answer, in the order
 // of their arrival, until [WithMaxReplies], [WithStall] or the deadline of ctx
-// ends it, one of which there must be. The request is sent when the iteration
-// starts, and again with each further one.
+// ends it. The first or the last of them there must be. The request is sent when
+// the iteration starts, and again with each further one.
 //
 //	for resp, err := range r.RequestMany(ctx, "inventory.count", req, goflux.WithStall(100*time.Millisecond)) { ... }
 //
@@ -135,9 +137,8 @@ func (a *asker) manyRequester(ctx context.Context, subject string, opts []ManyOp
 		}
 	}
 
-	if _, bounded := ctx.Deadline(); !bounded && m.replies == 0 && m.stall == 0 {
-		return fail(fmt.Errorf("%w: gathering replies would never end: give ctx a deadline, or use WithMaxReplies or WithStall",
-			ErrInvalidOption))
+	if _, bounded := ctx.Deadline(); !bounded && m.replies == 0 {
+		return fail(fmt.Errorf("%w: gathering replies might never end: give ctx a deadline, or use WithMaxReplies", ErrInvalidOption))
 	}
 
 	return t, m, nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -212,9 +213,31 @@ func TestRequestFailures(t *testing.T) {
 			"no message": func(context.Context, string) (string, error) {
 				return "", goflux.NewError(http.StatusTeapot, "\r\n\x00")
 			},
-			"no meaning": func(context.Context, string) (string, error) { return "", goflux.NewError(-1, "") },
+			"no meaning": func(context.Context, string) (string, error) { return "", goflux.NewError(799, "") },
+			"no code":    func(context.Context, string) (string, error) { return "", goflux.NewError(-1, "") },
+			"long code":  func(context.Context, string) (string, error) { return "", goflux.NewError(1000, "long") },
 			"long": func(context.Context, string) (string, error) {
-				return "", goflux.NewError(1, strings.Repeat("ä", 5000))
+				return "", goflux.NewError(100, strings.Repeat("ä", 5000))
+			},
+			"nil": func(context.Context, string) (string, error) {
+				var none *goflux.RemoteError
+
+				return "", none
+			},
+			"nil within": func(context.Context, string) (string, error) {
+				var none *goflux.RemoteError
+
+				return "", goflux.Reject(fmt.Errorf("%w: %w", errSecret, none))
+			},
+			"exit":  func(context.Context, string) (string, error) { runtime.Goexit(); return "", nil },
+			"words": echo,
+			"undecodable elsewhere": func(ctx context.Context, _ string) (string, error) {
+				_, err := asker(t, tr, words, jsoncodec.NewCodec[int]()).Request(ctx, "words", "no number")
+				if !errors.Is(err, goflux.ErrDecode) {
+					t.Errorf("error %v", err)
+				}
+
+				return "", fmt.Errorf("asking for words: %w", err)
 			},
 			"own type": func(context.Context, string) (string, error) {
 				return "", &goflux.RemoteError{Code: 404, Message: "a\nb"}
@@ -231,10 +254,13 @@ func TestRequestFailures(t *testing.T) {
 		for subject, want := range map[string]*goflux.RemoteError{
 			"told": told, "wrapped": told, "reject": told, "told with a bad header": told, "details that JSON cannot hold": told,
 			"plain": internal, "panic": internal, "passed on": internal, "bad header": internal,
+			"nil": internal, "nil within": internal, "exit": internal, "undecodable elsewhere": internal,
 			"large":      goflux.NewError(http.StatusInternalServerError, "the reply is too large"),
 			"no message": goflux.NewError(http.StatusTeapot, "i'm a teapot"),
-			"no meaning": goflux.NewError(-1, "error"),
-			"long":       goflux.NewError(1, strings.Repeat("ä", 512)),
+			"no meaning": goflux.NewError(799, "error"),
+			"no code":    goflux.NewError(http.StatusInternalServerError, "internal server error"),
+			"long code":  goflux.NewError(http.StatusInternalServerError, "long"),
+			"long":       goflux.NewError(100, strings.Repeat("ä", 512)),
 			"own type":   goflux.NewError(404, "a b"),
 		} {
 			msg, err := asker(t, tr, words, words).RequestMessage(waiting(t), strings.ReplaceAll(subject, " ", "-"), "")
@@ -278,6 +304,10 @@ func TestRequestFailures(t *testing.T) {
 		_, remote := asking.Request(waiting(t), "told", "")
 		_, undecodable := asker(t, tr, words, jsoncodec.NewCodec[int]()).Request(waiting(t), "echo", "no number")
 		_, ended := asking.Request(canceled, "echo", "")
+
+		if !strings.Contains(noResponders.Error(), "is one running") {
+			t.Errorf("%v does not say what to look at", noResponders)
+		}
 
 		kinds := []error{goflux.ErrNoResponders, context.DeadlineExceeded, told, goflux.ErrDecode, context.Canceled}
 		for i, err := range []error{noResponders, timeout, remote, undecodable, ended} {
@@ -487,13 +517,15 @@ func TestRequestMany(t *testing.T) {
 			"one fails":            {gather(waiting(t), "count", "one fails", goflux.WithMaxReplies(4)), []int{1, 2, 3}, goflux.NewError(503, "busy")},
 			"nobody in time":       {gather(soon(), "count", "nobody answers", stall), nil, context.DeadlineExceeded},
 			"nobody there":         {gather(waiting(t), "nobody", "", stall), nil, goflux.ErrNoResponders},
+			"count, no deadline":   {gather(t.Context(), "count", "", goflux.WithMaxReplies(4)), []int{0, 1, 2, 3}, nil},
 			"endless":              {gather(t.Context(), "count", ""), nil, goflux.ErrInvalidOption},
+			"perhaps endless":      {gather(t.Context(), "count", "", stall), nil, goflux.ErrInvalidOption},
 			"no count":             {gather(soon(), "count", "", goflux.WithMaxReplies(0)), nil, goflux.ErrInvalidOption},
 			"no stall":             {gather(soon(), "count", "", goflux.WithStall(0)), nil, goflux.ErrInvalidOption},
 			"nil":                  {gather(soon(), "count", "", nil), nil, goflux.ErrInvalidOption},
 			"wildcard":             {gather(soon(), "count.*", ""), nil, goflux.ErrInvalidSubject},
-			"too large":            {gather(soon(), "count", strings.Repeat("x", 2<<20)), nil, goflux.ErrTooLarge},
-			"ended from the start": {gather(canceled(t), "count", "", stall), nil, context.Canceled},
+			"too large":            {gather(waiting(t), "count", strings.Repeat("x", 2<<20)), nil, goflux.ErrTooLarge},
+			"ended from the start": {gather(canceled(t), "count", "", goflux.WithMaxReplies(1)), nil, context.Canceled},
 		} {
 			if !slices.Equal(c.got.values, c.want) {
 				t.Errorf("%s: values %v, want %v", name, c.got.values, c.want)
@@ -581,6 +613,11 @@ func TestLateRequestsAreSkipped(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 		}
+
+		// By the responder's clock they have as long as when they were sent, from
+		// when they arrived; nothing tells when that was.
+		gaveUp := time.Now()
+		natstest.Eventually(t, func() bool { return time.Since(gaveUp) > 500*time.Millisecond }, "the last of them to be late")
 
 		close(goOn)
 
@@ -749,6 +786,36 @@ func TestServeGivesUpAtTheDrainTimeout(t *testing.T) {
 
 		if err := r.Serve(t.Context(), "x", echo); !errors.Is(err, goflux.ErrClosed) {
 			t.Errorf("Serve after Close: %v", err)
+		}
+	})
+}
+
+// A handler that ends its goroutine, as FailNow of package testing does, has
+// failed. Somebody else takes the next request, and the end is in order.
+func TestResponderOutlivesGoexit(t *testing.T) {
+	onEachLive(t, func(t *testing.T, tr transport.Transport) {
+		_, stop := serve(t, tr, words, words, "x", func(_ context.Context, s string) (string, error) {
+			if s == "exit" {
+				runtime.Goexit()
+			}
+
+			return s, nil
+		}, goflux.WithConcurrency(1))
+
+		asking := asker(t, tr, words, words)
+
+		for range 3 {
+			if _, err := asking.Request(waiting(t), "x", "exit"); !errors.Is(err, goflux.NewError(http.StatusInternalServerError, "internal error")) {
+				t.Errorf("error %v", err)
+			}
+
+			if got, err := asking.Request(waiting(t), "x", "stay"); err != nil || got != "stay" {
+				t.Errorf("reply %q, error %v", got, err)
+			}
+		}
+
+		if err := stop(); err != nil {
+			t.Error(err)
 		}
 	})
 }
@@ -1021,5 +1088,11 @@ func TestRemoteError(t *testing.T) {
 
 	if d := e.WithDetails(func() {}).Details; !json.Valid(d) {
 		t.Errorf("details %s", d)
+	}
+
+	// Nobody has to look for a nil pointer before an error is logged or compared.
+	var none *goflux.RemoteError
+	if none.Error() == "" || errors.Is(none, e) || errors.Is(e, none) {
+		t.Errorf("a nil one is %q, and like another: %v, %v", none.Error(), errors.Is(none, e), errors.Is(e, none))
 	}
 }

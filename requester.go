@@ -198,10 +198,10 @@ type asker struct {
 	err       error        // of the construction
 }
 
-// Close makes later requests fail with [ErrClosed]. Those that are under way end
-// as they would have, or, where the requester was built on a connection, with
-// ErrClosed as well; that connection, or transport, stays open. Closing twice is
-// a no-op.
+// Close makes later requests fail with [ErrClosed]. What is under way, be it a
+// Request or a RequestMany, ends as it would have where the requester was built
+// on a transport, and with ErrClosed at once where it was built on a connection.
+// Transport and connection stay open. Closing twice is a no-op.
 func (a *asker) Close() {
 	if !a.closed.Swap(true) && a.release != nil {
 		_ = a.release() // the transport has nothing but requests to end

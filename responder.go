@@ -17,11 +17,6 @@ const defaultGroup = "q"
 // defaultResponders is how many handlers of a responder run at once.
 const defaultResponders = 64
 
-// liveWindow is how many requests wait here for a handler, where they are not
-// stored: their time runs from when they get here, so that is to be at once.
-// What is beyond waits within the limits of the transport.
-const liveWindow = 1 << 16
-
 // BoundResponder is a [Responder] bound to a transport. It is safe for
 // concurrent use, and serves any number of Serve calls at once.
 type BoundResponder[Req, Resp any] struct {
@@ -115,10 +110,15 @@ func newResponder[Req, Resp any](
 // again after an error that is not for the caller. The caller is told of an
 // error when no further attempt will be made.
 //
-// Serve returns nil when ctx ended or Close was called and all was answered,
-// a [*DrainError] when handlers had to be abandoned, and else why it could not
-// begin or go on: an [*Error] around [ErrInvalidSubject], [ErrUnsupported],
-// [ErrClosed], [ErrConsumerNotFound], [ErrStreamNotFound] or ctx's own error.
+// When the end begins, the responder is no longer discoverable and takes no new
+// requests. Live requests that it had taken and could not start until the drain
+// timeout was over are answered with code 503; stored ones are handed back.
+//
+// Serve returns nil when ctx ended or Close was called and all was handled, an
+// [*Error] around a [*DrainError] when requests had to be abandoned, and else why
+// it could not begin or go on: an [*Error] around [ErrInvalidSubject],
+// [ErrUnsupported], [ErrClosed], [ErrConsumerNotFound], [ErrStreamNotFound] or
+// ctx's own error.
 func (r *BoundResponder[Req, Resp]) Serve(ctx context.Context, subject string, handler RequestHandler[Req, Resp]) error {
 	switch {
 	case r.err != nil:
@@ -133,7 +133,7 @@ func (r *BoundResponder[Req, Resp]) Serve(ctx context.Context, subject string, h
 		reqCodec: r.reqCodec, respCodec: r.respCodec, handler: handler,
 		answering: answering{replier: &r.replier},
 	}
-	defer a.withdraw()
+	defer a.drain() // once more, for an end that came before anything was served
 
 	return r.serve(ctx, subject, a)
 }
@@ -244,10 +244,6 @@ func (r *replier) configure(opts []ResponderOption) error {
 
 	r.cfg, r.service, r.hidden = c.subscriberConfig, c.service, c.hidden
 
-	if !caps.Has(transport.Acks) {
-		r.window = max(liveWindow, c.concurrency)
-	}
-
 	return r.receiver.configure(nil, nil)
 }
 
@@ -273,7 +269,7 @@ func (c *counters) stats() transport.ServiceStats {
 	}
 
 	if e := c.lastError.Load(); e != nil {
-		s.LastError = fmt.Sprintf("%d: %s", e.Code, e.text())
+		s.LastError = fmt.Sprintf("%d: %s", e.code(), e.text())
 	}
 
 	return s

@@ -66,6 +66,11 @@ type Delivery struct {
 	// touches it again.
 	Data []byte
 
+	// Arrived is when the message reached this process. It is for requests
+	// that are waited for, and may have waited for credit since; zero where
+	// that makes no difference.
+	Arrived time.Time
+
 	// Token identifies the delivery to its Settler. It is opaque.
 	Token any
 

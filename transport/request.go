@@ -65,11 +65,16 @@ type Responder interface {
 	// client. Concurrency: any number of calls at once, and after the
 	// subscription was closed, too. Blocking: no longer than ctx. Buffers are
 	// those of [Publisher.Publish]. A reply that is too large is
-	// [ErrTooLarge], and nothing was sent.
+	// [ErrTooLarge], and nothing was sent. Where requests have [Acks] other
+	// errors tell whether to try again: never after [ErrInvalidSubject], since
+	// there is no place where the reply could go; as long as it takes after
+	// [ErrUnavailable] and [ErrDisconnected], which pass; and for a while
+	// after all others, when the requester may come back, or is gone.
 	Reply(ctx context.Context, request Delivery, reply Message) error
 
 	// Deadline returns until when the requester waits, by the clock of this
-	// machine, as far as that is known. The request arrived at the given time.
+	// machine, as far as that is known. The request arrived at the given time,
+	// which is that of its [Delivery], where that has one.
 	Deadline(request Delivery, arrived time.Time) (deadline time.Time, ok bool)
 }
 
@@ -79,8 +84,9 @@ type DurableRequester interface {
 	Requester
 
 	// Submit stores msg, and returns what [DurableRequester.Await] needs to
-	// find its reply. Storing the same message ID on the same subject again
-	// is one request and returns the same ticket.
+	// find its reply. The same message ID on the same subject again is one
+	// request and returns the same ticket, as long as the broker remembers the
+	// ID or has the reply.
 	Submit(ctx context.Context, msg Message) (ticket string, err error)
 
 	// Await returns the reply to the request of a ticket, and waits for it as
@@ -164,19 +170,26 @@ func ParseMilliseconds(s string) (time.Duration, bool) {
 
 // Errors of stored requests.
 var (
-	// ErrDuplicateRequest: a request with this message id was stored before, by
-	// somebody who gets its reply. Submit and Await share one among many.
+	// ErrDuplicateRequest: a request with this message id was stored on the
+	// subject before, by somebody who gets its reply. Submit and Await share
+	// one among many.
 	ErrDuplicateRequest error = &kind{
-		"duplicate_request", "a request with this message id was made before, and its reply goes to whoever made it",
+		"duplicate_request", "a request with this message id was made before, and its reply goes to whoever made it: " +
+			"use another id, or share the reply with Submit and Await",
 	}
 
-	// ErrTicketUnknown: the ticket is not one of this requester's, is
+	// ErrTicketUnknown: the ticket is not one of this kind of requester, is
 	// damaged, or nothing was ever submitted under it.
-	ErrTicketUnknown error = &kind{"ticket_unknown", "unknown ticket"}
+	ErrTicketUnknown error = &kind{
+		"ticket_unknown", "unknown ticket: hand over what Submit returned, to a requester with the same reply stream and ticket key",
+	}
 
-	// ErrTicketExpired: the request of the ticket is done with, and its reply
-	// is not kept any more.
-	ErrTicketExpired error = &kind{"ticket_expired", "the ticket has expired: its reply is not kept any more"}
+	// ErrTicketExpired: the request of the ticket is done with, or was
+	// deleted, and its reply is not kept any more.
+	ErrTicketExpired error = &kind{
+		"ticket_expired", "the ticket has expired: its request is done with, or was deleted, and no reply is kept: " +
+			"submit again, and await sooner or keep replies longer (MaxAge of the reply stream)",
+	}
 )
 
 // Announcer is a [Responder] that can make itself discoverable. It is optional.

@@ -20,8 +20,9 @@ var _ transport.RequestReplier = (*Transport)(nil)
 
 // Request sends a request to the responders that are there and returns the first
 // reply. It fails with [transport.ErrNoResponders], [transport.ErrTooLarge],
-// [*FullError] when a responder holds [WithMaxPending] requests,
-// [transport.ErrClosed], or the error of ctx.
+// [*FullError] when a responder holds [WithMaxPending] requests (their bytes are
+// bounded by that times [WithMaxPayload]), [transport.ErrClosed], or the error of
+// ctx.
 func (t *Transport) Request(ctx context.Context, msg transport.Message) (transport.Delivery, error) {
 	c, err := t.live.ask(ctx, msg, true)
 	if err == nil {

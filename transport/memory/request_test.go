@@ -4,11 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/foomo/goencode/json/v1"
+
+	"github.com/foomo/goflux"
 	"github.com/foomo/goflux/transport"
 	"github.com/foomo/goflux/transport/memory"
 )
@@ -332,6 +338,107 @@ func TestCloseEndsRequests(t *testing.T) {
 			if !errors.Is(err, transport.ErrClosed) {
 				t.Errorf("%s: error %v", name, err)
 			}
+		}
+	})
+}
+
+// 10,000 requests at once that are cancelled at random leave nothing. The bubble
+// would not end with a goroutine or a timer of theirs.
+func TestCancelledRequestsLeaveNothing(t *testing.T) {
+	t.Parallel()
+
+	n := 10_000
+	if testing.Short() {
+		n = 2000
+	}
+
+	synctest.Test(t, func(t *testing.T) {
+		tr := open(t)
+		words := json.NewCodec[string]()
+
+		var running atomic.Int64
+
+		responder, err := goflux.NewResponder(tr, words, words, goflux.WithConcurrency(256))
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		requester, err := goflux.NewRequester(tr, words, words)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		served := make(chan error, 1)
+
+		go func() {
+			served <- responder.Serve(context.Background(), "s", func(ctx context.Context, v string) (string, error) {
+				running.Add(1)
+				defer running.Add(-1)
+
+				if rand.N(4) == 0 {
+					select {
+					case <-ctx.Done():
+					case <-time.After(rand.N(20 * time.Millisecond)):
+					}
+				}
+
+				return v, nil
+			})
+		}()
+
+		synctest.Wait()
+
+		var (
+			all               sync.WaitGroup
+			answered, givenUp atomic.Int64
+		)
+
+		for range n {
+			all.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+
+				switch rand.N(3) {
+				case 0:
+					cancel()
+				case 1:
+					time.AfterFunc(rand.N(30*time.Millisecond), cancel)
+				}
+
+				switch got, err := requester.Request(ctx, "s", "v"); {
+				case err == nil && got == "v":
+					answered.Add(1)
+				case errors.Is(err, context.Canceled):
+					givenUp.Add(1)
+				default:
+					t.Errorf("reply %q, error %v", got, err)
+				}
+			})
+		}
+
+		all.Wait()
+
+		// What was given up may still be handled.
+		time.Sleep(time.Minute)
+		synctest.Wait()
+
+		responders, waiting := tr.Responders()
+		if responders != 1 || waiting != 0 || running.Load() != 0 {
+			t.Errorf("left are %d responders, %d requests, %d handlers", responders, waiting, running.Load())
+		}
+
+		if answered.Load() == 0 || givenUp.Load() == 0 || answered.Load()+givenUp.Load() != int64(n) {
+			t.Errorf("%d were answered, %d given up", answered.Load(), givenUp.Load())
+		}
+
+		responder.Close()
+
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+
+		if responders, waiting := tr.Responders(); responders != 0 || waiting != 0 {
+			t.Errorf("left are %d responders, %d requests", responders, waiting)
 		}
 	})
 }

@@ -2,6 +2,8 @@ package nats
 
 import (
 	"context"
+	crand "crypto/rand"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,9 +28,9 @@ type inbox struct {
 	prefix string // of reply subjects; empty before the first request
 	sub    *natsgo.Subscription
 	calls  map[uint64]*call
-	last   uint64
-	online bool  // what is published is sent rather than buffered
-	err    error // why there will be no replies any more
+	random *rand.ChaCha8 // makes their ids
+	online bool          // what is published is sent rather than buffered
+	err    error         // why there will be no replies any more
 
 	quit    chan struct{}
 	watcher sync.WaitGroup
@@ -65,12 +67,17 @@ func (b *inbox) enter() (id uint64, c *call, err error) {
 		}
 	}
 
+	// Whoever gets one request must not be able to tell where the replies to
+	// others go, and answer them.
+	for id = b.random.Uint64(); b.calls[id] != nil; {
+		id = b.random.Uint64()
+	}
+
 	c, _ = calls.Get().(*call)
 	c.sent = b.online
-	b.last++
-	b.calls[b.last] = c
+	b.calls[id] = c
 
-	return b.last, c, nil
+	return id, c, nil
 }
 
 // leave takes the room back, whether there was a reply or not.
@@ -98,6 +105,7 @@ func (b *inbox) open() error {
 	}
 
 	b.prefix, b.sub, b.calls, b.quit = prefix, sub, map[uint64]*call{}, make(chan struct{})
+	b.random = rand.NewChaCha8(seed())
 	// The connection was closed, or is draining: it ends its subscriptions then.
 	sub.SetClosedHandler(func(string) { b.end(natsgo.ErrConnectionClosed) })
 
@@ -107,6 +115,12 @@ func (b *inbox) open() error {
 	b.watcher.Go(func() { b.watch(status) })
 
 	return nil
+}
+
+func seed() (s [32]byte) {
+	_, _ = crand.Read(s[:]) // it does not fail
+
+	return s
 }
 
 // watch ends what was sent when the connection is lost: its reply may be lost.
@@ -209,6 +223,12 @@ func (b *inbox) replySubject(ctx context.Context, id uint64) string {
 	s = strconv.AppendUint(s, id, 36)
 
 	return string(appendTimeout(ctx, s))
+}
+
+// loneSubject returns a reply subject apart from those of the inbox. What
+// NewInbox makes follows from what it made before, so it is not enough.
+func loneSubject(ctx context.Context, nc *natsgo.Conn) string {
+	return string(appendTimeout(ctx, []byte(nc.NewInbox()+"."+crand.Text())))
 }
 
 func appendTimeout(ctx context.Context, subject []byte) []byte {

@@ -1,10 +1,7 @@
 package nats
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"fmt"
 	"iter"
 	"time"
 
@@ -28,7 +25,11 @@ var _ transport.RequestReplier = (*Transport)(nil)
 // also when the connection is being restored and was told to buffer nothing;
 // [transport.ErrDisconnected]; [transport.ErrClosed]; the error of ctx; and
 // [transport.ErrInvalidSubject] when a stream has the subject: it answers every
-// request with its confirmation, faster than any responder.
+// request with its confirmation, faster than any responder. A reply that could be
+// one is handed over when the server says that the stream it names has not the
+// subject. That is asked once a minute for a subject, and takes the permission to
+// publish to $JS.API.STREAM.INFO.*; without it such a reply is that error, too,
+// after 2 s.
 func (t *Transport) Request(ctx context.Context, msg transport.Message) (transport.Delivery, error) {
 	m, err := t.request(ctx, msg)
 	if err != nil {
@@ -39,6 +40,16 @@ func (t *Transport) Request(ctx context.Context, msg transport.Message) (transpo
 }
 
 func (t *Transport) request(ctx context.Context, msg transport.Message) (*natsgo.Msg, error) {
+	m, err := t.exchange(ctx, msg)
+	if err != nil {
+		return nil, err
+	}
+
+	return m, t.streamAnswered(ctx, msg.Subject, m)
+}
+
+// exchange sends a message and returns what comes back.
+func (t *Transport) exchange(ctx context.Context, msg transport.Message) (*natsgo.Msg, error) {
 	if err := t.check(ctx); err != nil {
 		return nil, err
 	}
@@ -63,36 +74,11 @@ func (t *Transport) request(ctx context.Context, msg transport.Message) (*natsgo
 		case noResponders(r.msg):
 			return nil, natserr.Map(natsgo.ErrNoResponders)
 		default:
-			return r.msg, streamAnswered(r.msg)
+			return r.msg, nil
 		}
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-}
-
-// streamAnswered reports a reply that is the confirmation of a stream. It would
-// decode into most types, as nothing at all.
-func streamAnswered(m *natsgo.Msg) error {
-	if len(m.Header) > 0 || !bytes.HasPrefix(m.Data, []byte(`{"stream":`)) {
-		return nil
-	}
-
-	var ack struct {
-		Stream    string `json:"stream"`
-		Seq       uint64 `json:"seq"`
-		Domain    string `json:"domain"`
-		Duplicate bool   `json:"duplicate"`
-	}
-
-	d := json.NewDecoder(bytes.NewReader(m.Data))
-	d.DisallowUnknownFields()
-
-	if err := d.Decode(&ack); err != nil || ack.Stream == "" || ack.Seq == 0 {
-		return nil //nolint:nilerr // it is something else
-	}
-
-	return fmt.Errorf("%w: the stream %q has it and answers every request: choose a subject that no stream has, "+
-		"or make stored requests with jetstream.NewRequester", transport.ErrInvalidSubject, ack.Stream)
 }
 
 // RequestMany sends a request and yields the replies that arrive until ctx ends.
@@ -128,7 +114,7 @@ func (t *Transport) requestMany(ctx context.Context, msg transport.Message) iter
 		left := make(chan struct{})
 		gone := make(chan struct{})
 
-		msg.Reply = string(appendTimeout(ctx, []byte(t.nc.NewInbox())))
+		msg.Reply = loneSubject(ctx, t.nc)
 
 		sub, err := t.nc.Subscribe(msg.Reply, func(m *natsgo.Msg) {
 			select {
@@ -163,7 +149,7 @@ func (t *Transport) requestMany(ctx context.Context, msg transport.Message) iter
 					return
 				}
 
-				if err := streamAnswered(m); err != nil {
+				if err := t.streamAnswered(ctx, msg.Subject, m); err != nil {
 					yield(nil, err)
 
 					return
@@ -174,6 +160,10 @@ func (t *Transport) requestMany(ctx context.Context, msg transport.Message) iter
 				}
 			case <-ctx.Done():
 				yield(nil, ctx.Err())
+
+				return
+			case <-t.closing:
+				yield(nil, errTransportClosed)
 
 				return
 			case <-gone:
@@ -201,6 +191,12 @@ func (t *Transport) Responder() transport.Responder { return responder{t} }
 type responder struct{ *Transport }
 
 var _ transport.Announcer = responder{}
+
+// Subscribe is that of the transport. Its deliveries tell when they arrived, for
+// the patience of their requesters runs from then on.
+func (r responder) Subscribe(ctx context.Context, cfg transport.SubscribeConfig) (transport.Subscription, error) {
+	return r.attach(ctx, cfg, true)
+}
 
 // Deadline implements [transport.Responder]. It understands what [inbox] puts
 // into a reply subject, and the header that others may set.

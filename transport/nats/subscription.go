@@ -43,7 +43,12 @@ import (
 // goes unseen when something else goes wrong on the connection within the same
 // round trip, or when permissions change and the connection is made anew later.
 func (t *Transport) Subscribe(ctx context.Context, cfg transport.SubscribeConfig) (transport.Subscription, error) {
-	s, err := t.subscribe(ctx, cfg)
+	return t.attach(ctx, cfg, false)
+}
+
+// attach subscribes; requests are stamped with the time of their arrival.
+func (t *Transport) attach(ctx context.Context, cfg transport.SubscribeConfig, requests bool) (transport.Subscription, error) {
+	s, err := t.subscribe(ctx, cfg, requests)
 	if err != nil {
 		return nil, &transport.Error{Op: opSubscribe, Subject: cfg.Subject, Err: err}
 	}
@@ -51,7 +56,7 @@ func (t *Transport) Subscribe(ctx context.Context, cfg transport.SubscribeConfig
 	return s, nil
 }
 
-func (t *Transport) subscribe(ctx context.Context, cfg transport.SubscribeConfig) (*subscription, error) {
+func (t *Transport) subscribe(ctx context.Context, cfg transport.SubscribeConfig, requests bool) (*subscription, error) {
 	if cfg.Sink == nil {
 		return nil, fmt.Errorf("%w: there is no sink for the messages", transport.ErrInvalidOption)
 	}
@@ -75,6 +80,7 @@ func (t *Transport) subscribe(ctx context.Context, cfg transport.SubscribeConfig
 	s := &subscription{
 		t:      t,
 		cfg:    cfg,
+		stamps: requests,
 		gone:   make(chan struct{}),
 		done:   make(chan struct{}),
 		quit:   make(chan struct{}),
@@ -140,9 +146,10 @@ const pollEvery = time.Millisecond
 // keeping its goroutine waiting: that list is discarded when the connection is
 // closed, and Drain and Barrier of the caller's connection wait for it.
 type subscription struct {
-	t   *Transport
-	cfg transport.SubscribeConfig
-	sub *natsgo.Subscription
+	t      *Transport
+	cfg    transport.SubscribeConfig
+	stamps bool // deliveries tell when they arrived
+	sub    *natsgo.Subscription
 
 	work func() // deliver, so that a go statement needs no closure
 
@@ -205,6 +212,11 @@ func (s *subscription) receive(m *natsgo.Msg) {
 	// It fails only when the subscription is gone.
 	missed, _ := m.Sub.Dropped()
 
+	r := received{msg: m}
+	if s.stamps {
+		r.at = time.Now()
+	}
+
 	s.mu.Lock()
 
 	if missed > s.seen {
@@ -215,7 +227,7 @@ func (s *subscription) receive(m *natsgo.Msg) {
 	switch {
 	case s.stopped:
 	case s.closing, s.credit > 0 && !s.busy, s.queue.fits(m, s.t.limits):
-		s.queue.push(m)
+		s.queue.push(r)
 	default:
 		s.drop(1)
 	}
@@ -262,15 +274,16 @@ func (s *subscription) deliver() {
 	defer s.mu.Unlock()
 
 	for s.ready() {
-		m := s.queue.pop()
+		r := s.queue.pop()
 		s.credit = max(s.credit-1, 0)
 		s.mu.Unlock()
 
 		s.cfg.Sink(transport.Delivery{
-			Subject: m.Subject,
-			Reply:   m.Reply,
-			Header:  transport.Header(m.Header),
-			Data:    m.Data,
+			Subject: r.msg.Subject,
+			Reply:   r.msg.Reply,
+			Header:  transport.Header(r.msg.Header),
+			Data:    r.msg.Data,
+			Arrived: r.at,
 			Settler: settler{},
 		})
 

@@ -40,8 +40,10 @@ type Transport struct {
 	attaching chan struct{}
 
 	inbox inbox
+	free  subjects // of requests whose replies look like those of streams, and are not
 
-	closed atomic.Bool
+	closed  atomic.Bool
+	closing chan struct{} // closed with it
 
 	mu   sync.Mutex
 	subs map[*subscription]struct{} // nil when closed
@@ -63,6 +65,7 @@ func New(nc *natsgo.Conn, opts ...TransportOption) (*Transport, error) {
 		limits:    limits{natsgo.DefaultSubPendingMsgsLimit, natsgo.DefaultSubPendingBytesLimit},
 		attaching: make(chan struct{}, 1),
 		inbox:     inbox{nc: nc},
+		closing:   make(chan struct{}),
 		subs:      map[*subscription]struct{}{},
 	}
 
@@ -155,14 +158,17 @@ func (t *Transport) Flush(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the subscriptions that still run, with [transport.ErrClosed], and
-// closes the connection if [transport.Open] made it: what was published is sent
-// first, as far as that takes no longer than two seconds. A connection that was
-// handed to [New] stays open. A second Close is a no-op that returns nil.
+// Close ends the subscriptions that still run and the requests that wait, with
+// [transport.ErrClosed], and closes the connection if [transport.Open] made it:
+// what was published is sent first, as far as that takes no longer than two
+// seconds. A connection that was handed to [New] stays open. A second Close is a
+// no-op that returns nil.
 func (t *Transport) Close() error {
 	if t.closed.Swap(true) {
 		return nil
 	}
+
+	close(t.closing)
 
 	t.mu.Lock()
 	subs := t.subs
