@@ -1,7 +1,6 @@
 package goflux
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 
@@ -12,10 +11,11 @@ import (
 // responder, and their replies can wait for whoever holds the ticket. It is safe
 // for concurrent use.
 type DurableRequester[Req, Resp any] struct {
-	BoundRequester[Req, Resp]
-
-	durable transport.DurableRequester
+	requester *BoundRequester[Req, Resp]
+	durable   transport.DurableRequester
 }
+
+var _ Requester[struct{}, struct{}] = (*DurableRequester[struct{}, struct{}])(nil)
 
 // BindDurableRequester returns a durable requester for the constructors of
 // transports: what is wrong is returned by every call. err, if not nil, is why
@@ -23,45 +23,75 @@ type DurableRequester[Req, Resp any] struct {
 func BindDurableRequester[Req, Resp any](
 	t transport.DurableRequester, err error, reqCodec Codec[Req], respCodec Codec[Resp], opts ...Option,
 ) *DurableRequester[Req, Resp] {
-	fitting, mismatch := optionsOf[RequesterOption]("requester", opts)
-	r := &DurableRequester[Req, Resp]{durable: t}
-
-	if err = cmp.Or(err, mismatch); err != nil {
-		r.err = construction("requester", err)
-
-		return r
+	return &DurableRequester[Req, Resp]{
+		requester: BindRequester[Req, Resp](t, err, reqCodec, respCodec, opts...),
+		durable:   t,
 	}
-
-	bound := newRequester(t, reqCodec, respCodec, fitting)
-	r.reqCodec, r.respCodec = reqCodec, respCodec
-	r.transport, r.cfg, r.telemetry, r.err = bound.transport, bound.cfg, bound.telemetry, bound.err
-
-	return r
 }
 
-// Submit stores req on subject and returns a ticket for its reply: a string
-// without white space that can be kept, and handed to [DurableRequester.Await]
-// at any time by any process that has a requester of the same kind. Whether it
-// is handled does not depend on ctx, nor on whether the ticket is ever used.
+// Err returns what was wrong with the arguments of the constructor, or nil: what
+// every call would return.
+func (r *DurableRequester[Req, Resp]) Err() error { return r.requester.Err() }
+
+// Request stores req on subject and waits for the reply, which comes straight to
+// this process. It works though no responder is there yet. The deadline of ctx
+// is told to the responder, which does not start on a request that nobody waits
+// for any more; without one, the request waits for ever.
+//
+// Under a message id ([WithMessageID]) a request is stored once per subject,
+// within the de-duplication window of its stream. Another Request with the id is
+// [ErrDuplicateRequest], since the reply goes to the first one; a Submit with it
+// is another request.
+//
+// Errors are [*Error] values. A [*RemoteError] and [ErrDecode] are about the
+// reply. After [context.DeadlineExceeded], [context.Canceled] and [ErrClosed]
+// the request may be stored, and handled until its deadline. Of others, as
+// [ErrNoStream], nothing was stored, unless they are [ErrPublishUnknown] too.
+func (r *DurableRequester[Req, Resp]) Request(ctx context.Context, subject string, req Req) (Resp, error) {
+	return r.requester.Request(ctx, subject, req)
+}
+
+// RequestMessage is [DurableRequester.Request] for those who want the headers of
+// the reply, too. With a [*RemoteError] it returns the message without a
+// payload. There is nothing to settle.
+func (r *DurableRequester[Req, Resp]) RequestMessage(ctx context.Context, subject string, req Req) (Message[Resp], error) {
+	return r.requester.RequestMessage(ctx, subject, req)
+}
+
+// Submit stores req on subject, in a stream with work-queue retention, and
+// returns a ticket for its reply: a string without white space that can be kept,
+// and handed to [DurableRequester.Await] at any time by any process that has a
+// requester of the same kind. Whether it is handled does not depend on ctx, nor
+// on whether the ticket is ever used.
 //
 // Under a message id ([WithMessageID]) the same request is stored once: another
 // Submit with the id, on the same subject, returns the same ticket, as long as
-// the stream remembers the id. Retry under an id what ended with
-// [context.DeadlineExceeded] or [ErrDisconnected]: it may have been stored.
+// the reply is kept, and until then as long as the stream remembers the id. That
+// is its de-duplication window, two minutes unless set: make it as long as
+// requests may wait, or a request that is submitted again after it while it
+// still waits is stored, and handled, twice. Its first reply counts for both
+// tickets. To have a request handled anew after its reply, submit it under
+// another id. A Request with the id is another request.
 //
-// Errors are [*Error] values around those of [BoundPublisher.Publish].
+// Retry under an id what ended with [context.DeadlineExceeded] or
+// [ErrDisconnected]: it may have been stored.
+//
+// Errors are [*Error] values around those of [BoundPublisher.Publish], and
+// [ErrInvalidOption] for a requester without a stream of replies, and for a
+// stream of another retention.
 func (r *DurableRequester[Req, Resp]) Submit(ctx context.Context, subject string, req Req) (ticket string, err error) {
-	msg, err := r.prepare(ctx, subject, req)
+	msg, err := r.requester.prepare(ctx, subject, req)
 	if err != nil {
 		return "", err
 	}
 
-	start := r.telemetry.clock(ctx, r.telemetry.sent, r.telemetry.duration)
-	ctx, span := r.telemetry.startSend(ctx, subject, msg.ID)
-	msg.Header = r.telemetry.inject(ctx, msg.Header)
+	tel := r.requester.telemetry
+	start := tel.clock(ctx, tel.sent, tel.duration)
+	ctx, span := tel.startSend(ctx, subject, msg.ID)
+	msg.Header = tel.inject(ctx, msg.Header)
 
 	ticket, err = r.durable.Submit(ctx, msg)
-	r.telemetry.endSend(ctx, span, start, err)
+	tel.endSend(ctx, span, start, err)
 
 	return ticket, err
 }
@@ -71,11 +101,16 @@ func (r *DurableRequester[Req, Resp]) Submit(ctx context.Context, subject string
 // and concurrently.
 //
 // Errors are [*Error] values: [ErrTicketUnknown] for what is no ticket of this
-// kind of requester, [ErrTicketExpired] when the request is done with and its
-// reply is not kept any more, a [*RemoteError] when the responder answered with
-// an error, [ErrDecode] for a reply that does not decode, [ErrClosed],
-// [context.DeadlineExceeded] or [context.Canceled]. After the last two the
-// ticket is still good.
+// kind of requester, [ErrTicketExpired] when the request is done with, or was
+// deleted, and its reply is not kept any more, a [*RemoteError] when the
+// responder answered with an error, [ErrDecode] for a reply that does not decode,
+// [ErrClosed], [context.DeadlineExceeded] or [context.Canceled]. After the last
+// two the ticket is still good.
+//
+// A ticket that somebody made up is [ErrTicketUnknown] where tickets are made
+// with a key. Without one it may be ErrTicketExpired: it then tells that a
+// message of its sequence was removed from a stream with work-queue retention,
+// of those that the requester may look at, and never more.
 func (r *DurableRequester[Req, Resp]) Await(ctx context.Context, ticket string) (Resp, error) {
 	msg, err := r.AwaitMessage(ctx, ticket)
 
@@ -85,11 +120,11 @@ func (r *DurableRequester[Req, Resp]) Await(ctx context.Context, ticket string) 
 // AwaitMessage is [DurableRequester.Await] for those who want the headers of the
 // reply, too. There is nothing to settle.
 func (r *DurableRequester[Req, Resp]) AwaitMessage(ctx context.Context, ticket string) (Message[Resp], error) {
-	if r.err != nil {
-		return Message[Resp]{}, r.err
+	if r.requester.err != nil {
+		return Message[Resp]{}, r.requester.err
 	}
 
-	if r.closed.Load() {
+	if r.requester.closed.Load() {
 		return Message[Resp]{}, &Error{Op: "await", Err: fmt.Errorf("%w: the requester", ErrClosed)}
 	}
 
@@ -98,15 +133,15 @@ func (r *DurableRequester[Req, Resp]) AwaitMessage(ctx context.Context, ticket s
 		return Message[Resp]{}, err
 	}
 
-	return readReply(r.respCodec, "await", "", d)
+	return readReply(r.requester.respCodec, "await", "", d)
 }
 
 // Close makes later calls fail with [ErrClosed], and those that wait, too. What
 // was stored stays. Closing twice is a no-op.
 func (r *DurableRequester[Req, Resp]) Close() {
-	r.BoundRequester.Close()
+	r.requester.Close()
 
-	if r.err == nil {
+	if r.requester.err == nil {
 		r.durable.Close()
 	}
 }

@@ -23,13 +23,14 @@ type answerer[Req, Resp any] struct {
 func (a *answerer[Req, Resp]) lane(*engine.Job) string { return single }
 
 func (a *answerer[Req, Resp]) handle(ctx context.Context, job *engine.Job) (time.Duration, bool) {
-	if job.Failure != nil {
-		// It was answered; what is left is to store the dead letter.
-		return a.conclude(ctx, job, job.Failure)
+	if ans, handled := job.Payload.(*answer); handled {
+		job.Retries = ans.retries // to send it again is not to try the request again
+
+		return a.deliver(ctx, job, ans)
 	}
 
-	if ans, handled := job.Payload.(*answer); handled {
-		return a.deliver(ctx, job, ans)
+	if job.Exited != nil {
+		return a.crashed(ctx, job, exited(job))
 	}
 
 	start := job.Started()
@@ -57,7 +58,7 @@ func (a *answerer[Req, Resp]) run(x *exchange, d *transport.Delivery) (data []by
 	var req Req
 
 	if err := decodeInto(a.reqCodec, d.Data, &req); err != nil {
-		return nil, Reject(err)
+		return nil, &outcome{kind: OutcomeRejected, err: err, undecodable: true}
 	}
 
 	defer recoverTo(&err)
@@ -88,43 +89,26 @@ type answering struct {
 	settlement
 	counters
 
-	retract func()
+	patience patience
+	retract  func() // of the announcement; nil when there is none
 }
 
 func (a *answering) begin(r *receiver, subject string) { a.settlement.begin(r, subject) }
 
 // attach announces the service, now that there is a subscription.
-func (a *answering) attach(info transport.Info) {
-	a.settlement.attach(info)
-
-	announcer, can := a.responder.(transport.Announcer)
-	if !can || a.hidden {
-		return
-	}
-
-	s := a.service
-	s.Subject, s.Group, s.Stats = info.Filter, a.cfg.group, a.stats
-
-	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
-	defer cancel()
-
-	retract, err := announcer.Announce(ctx, s)
-	if err != nil {
-		// Requests are answered all the same.
-		a.cfg.log().LogAttrs(ctx, slog.LevelWarn, "goflux: a service could not be announced",
-			slog.String("subject", info.Filter), slog.Any("error", err))
-
-		return
-	}
-
-	a.retract = retract
+func (a *answering) attach(sub transport.Subscription) {
+	a.settlement.attach(sub)
+	a.announce(sub.Info())
 }
 
-// withdraw takes the announcement back.
-func (a *answering) withdraw() {
-	if a.retract != nil {
-		a.retract()
+// crashed answers a request whose handling did not come to an end: as one whose
+// handler failed, unless it was answered.
+func (a *answering) crashed(ctx context.Context, job *engine.Job, err error) (after time.Duration, retry bool) {
+	if _, handled := job.Payload.(*answer); handled {
+		return a.settlement.crashed(ctx, job, err)
 	}
+
+	return a.finish(ctx, job, newExchange(ctx, &job.Delivery, time.Time{}), nil, 0, err)
 }
 
 // skip ends a request that nobody waits for any more.
@@ -141,12 +125,12 @@ func (a *answering) finish(
 	ctx context.Context, job *engine.Job, x *exchange, data []byte, took time.Duration, err error,
 ) (after time.Duration, retry bool) {
 	ans := &x.answer
-	ans.err = err
+	ans.err, ans.retries = err, job.Retries
 
 	if err != nil {
 		ans.told, ans.chosen = toldError(err)
 
-		if !a.final(ctx, job, ans.chosen, err) {
+		if !a.final(job, ans.chosen, err) {
 			return a.conclude(ctx, job, err)
 		}
 	}
@@ -164,13 +148,14 @@ func (a *answering) finish(
 
 // answer is what a request ends with.
 type answer struct {
-	header Header
-	data   []byte
-	err    error        // of the handler
-	told   *RemoteError // what of it is in header and data
-	chosen bool         // that was meant for the caller
-	mute   bool         // nobody waits for it any more
-	tries  int          // to send it
+	header  Header
+	data    []byte
+	err     error        // of the handler
+	told    *RemoteError // what of it is in header and data
+	chosen  bool         // that was meant for the caller
+	mute    bool         // nobody waits for it any more
+	retries int          // of the request, when it was handled
+	undelivered
 }
 
 func (ans *answer) compose(header Header, data []byte) {
@@ -181,18 +166,13 @@ func (ans *answer) compose(header Header, data []byte) {
 	}
 }
 
-// How often an answer is sent that nobody confirms, and the pause after the
-// first time, which doubles: enough for a requester to reconnect.
-const (
-	answerTries = 5
-	answerPause = 250 * time.Millisecond
-)
-
 // deliver sends an answer and settles its request. With retry, the engine keeps
 // the request, and the answer with it, for another try.
+//
+// The handler is not called again because of an answer that cannot be
+// delivered: it would not be any more welcome. The answer is dropped then.
 func (a *answering) deliver(ctx context.Context, job *engine.Job, ans *answer) (after time.Duration, retry bool) {
 	err := a.send(ctx, job, ans)
-	ans.tries++
 
 	if !a.caps.Has(transport.Acks) {
 		a.report(job, ans, err)
@@ -201,19 +181,22 @@ func (a *answering) deliver(ctx context.Context, job *engine.Job, ans *answer) (
 	}
 
 	switch {
-	case err == nil, errors.Is(err, ErrInvalidSubject), errors.Is(err, ErrNoResponders) && ans.tries >= answerTries:
-		if err != nil {
-			a.logFailure(job, "nobody is there for the reply to a request; it was dropped", err)
-		}
+	case err == nil:
+	case errors.Is(err, ErrInvalidSubject):
+		a.logFailure(job, "a reply was dropped: there is no place where it could go", err)
+	case a.elsewhere(job):
+		a.logFailure(job, "a reply was not delivered before the lease was over; the broker delivers the request again", err)
 
-		return a.settleAnswered(ctx, job, ans)
-	case ans.tries >= answerTries, errors.Is(context.Cause(ctx), ErrLeaseLost):
-		return a.conclude(ctx, job, err)
-	default:
+		return 0, false
+	case a.keep(job, ans, err):
 		job.Payload = ans
 
-		return answerPause << (ans.tries - 1), true
+		return ans.pause(), true
+	default:
+		a.logFailure(job, "a reply was dropped: nobody was there for it", err)
 	}
+
+	return a.settleAnswered(ctx, job, ans)
 }
 
 // settleAnswered settles a request whose answer was delivered.
@@ -246,7 +229,7 @@ func isOutcome(err error) bool {
 
 // final reports whether a request that failed will not be tried again, so that
 // its caller has to be told now. It decides as conclude does.
-func (a *answering) final(ctx context.Context, job *engine.Job, chosen bool, err error) bool {
+func (a *answering) final(job *engine.Job, chosen bool, err error) bool {
 	if !a.caps.Has(transport.Acks) {
 		return true
 	}
@@ -256,7 +239,7 @@ func (a *answering) final(ctx context.Context, job *engine.Job, chosen bool, err
 	switch {
 	case asked && o.kind != OutcomeDelayed:
 		return true
-	case errors.Is(context.Cause(ctx), ErrLeaseLost) && !a.last(a.attempt(job)-job.Retries):
+	case a.elsewhere(job):
 		return false // somebody else answers
 	case chosen && !asked:
 		return true
@@ -287,6 +270,10 @@ func (a *answering) send(ctx context.Context, job *engine.Job, ans *answer) erro
 	}
 
 	a.logFailure(job, "a reply is too large", err)
+
+	if ans.told == nil {
+		a.errors.Add(1) // it was counted as a success
+	}
 
 	ans.told = errReplyTooBig
 	ans.compose(nil, nil)

@@ -9,10 +9,10 @@ import (
 )
 
 // WithReplyStream lets a requester submit requests and await their replies: they
-// are stored in the stream of cfg until its MaxAge. The stream is created with
-// the first Submit or Await when it is missing, and left as it is when it is
-// there. Requesters that are to understand each other's tickets name the same
-// stream and subject.
+// are stored in the stream of cfg until its MaxAge. The stream is created by
+// Submit or Await when it is missing, and left as it is when it is there.
+// Requesters that are to understand each other's tickets name the same stream
+// and subject.
 //
 // Only the name is required. What cfg leaves at zero becomes: the subject
 // "<name>.*", a MaxAge of 24 hours, and one message per subject, of which the
@@ -28,12 +28,15 @@ func WithReplyStream(cfg natsjs.StreamConfig) goflux.Option {
 	}}
 }
 
-// WithTicketKey mixes a secret of at least 16 bytes into the tickets of
-// [Requester.Submit]. Without it, a ticket can be made up by whoever knows the
-// subject and the message id of a request. That matters where tickets are handed
-// to clients that must not read each other's replies, and message ids can be
+// WithTicketKey makes the tickets of [Requester.Submit] with a secret of at
+// least 16 bytes. Without it, a ticket can be made up by whoever knows the
+// subject and the message id of a request; and who tries others than those that
+// were issued learns from ErrTicketExpired that a sequence is gone from some
+// stream with work-queue retention. That matters where tickets are handed to
+// clients that must not read each other's replies, and message ids can be
 // guessed; ids that are made up for a Submit without one cannot. All requesters
-// that submit the same message ids need the same key; awaiting needs none.
+// that share tickets need the same key: any other ticket is ErrTicketUnknown,
+// and nothing is looked up.
 func WithTicketKey(key []byte) goflux.Option {
 	return requesterOption{name: "WithTicketKey", apply: func(r *requests) error {
 		if len(key) < minTicketKey {

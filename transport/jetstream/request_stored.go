@@ -109,63 +109,8 @@ func (s *replyStream) ensure(ctx context.Context, js natsjs.JetStream) error {
 	return nil
 }
 
-// get returns a reply that is stored, or [natsjs.ErrMsgNotFound].
-func (s *replyStream) get(ctx context.Context, js natsjs.JetStream, id string) (transport.Delivery, error) {
-	m, err := leaderGet(ctx, js, s.cfg.Name, getRequest{LastFor: s.subject(id)})
-	if err != nil {
-		return transport.Delivery{}, err
-	}
-
-	return transport.Delivery{Subject: m.Subject, Header: transport.Header(m.Header), Data: m.Data, Settler: unsettled{}}, nil
-}
-
-// next waits for a reply that is not stored yet. A consumer of its own is served
-// as soon as it is. It may vanish, as they do when a server restarts.
-func (s *replyStream) next(ctx context.Context, r *requests, id string) (transport.Delivery, error) {
-	t, err := New(r.t.js, WithStream(s.cfg.Name), WithConsumerConfig(func(c *natsjs.ConsumerConfig) {
-		c.MemoryStorage, c.Replicas = true, 1
-	}))
-	if err != nil {
-		return transport.Delivery{}, err
-	}
-
-	reply := make(chan transport.Delivery, 1)
-
-	attaching, cancel := context.WithTimeout(ctx, apiTimeout)
-	defer cancel()
-
-	sub, err := t.Subscribe(attaching, transport.SubscribeConfig{
-		Subject: s.subject(id),
-		Sink:    func(d transport.Delivery) { reply <- d },
-	})
-	if err != nil {
-		return transport.Delivery{}, err
-	}
-
-	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), apiTimeout)
-		defer cancel()
-
-		_ = sub.Close(closing) // Its consumer vanishes by itself if that fails.
-	}()
-
-	sub.Request(1)
-
-	select {
-	case d := <-reply:
-		// So that the consumer can go. Should it fail, it goes later.
-		_ = d.Settler.Settle(ctx, d.Token, transport.Verdict{Action: transport.Ack})
-		d.Token, d.Settler = nil, unsettled{}
-
-		return d, nil
-	case <-sub.Done():
-		return transport.Delivery{}, sub.Err()
-	case <-r.closing:
-		return transport.Delivery{}, transport.ErrClosed
-	case <-ctx.Done():
-		return transport.Delivery{}, ctx.Err()
-	}
-}
+// forget lets ensure look again.
+func (s *replyStream) forget() { s.ensured.Store(false) }
 
 // getRequest asks for one message of a stream, by one of its fields.
 type getRequest struct {
@@ -176,18 +121,18 @@ type getRequest struct {
 // leaderGet reads a message from the leader of a stream. nats.go v1.55.0 reads
 // from any replica where the stream allows it, and there what was just stored
 // may be missing.
-func leaderGet(ctx context.Context, js natsjs.JetStream, stream string, ask getRequest) (*nats.Msg, error) {
+func leaderGet(ctx context.Context, js natsjs.JetStream, stream string, what getRequest) (*nats.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 
-	data, err := json.Marshal(ask)
+	data, err := json.Marshal(what)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", transport.ErrInvalidOption, err)
 	}
 
-	m, err := js.Conn().RequestWithContext(ctx, apiPrefix(js)+"STREAM.MSG.GET."+stream, data)
+	m, err := ask(ctx, js.Conn(), &nats.Msg{Subject: apiPrefix(js) + "STREAM.MSG.GET." + stream, Data: data})
 	if err != nil {
-		return nil, err //nolint:wrapcheck // the caller does
+		return nil, err
 	}
 
 	var answer struct {
@@ -207,7 +152,7 @@ func leaderGet(ctx context.Context, js natsjs.JetStream, stream string, ask getR
 	case answer.Error != nil && answer.Error.ErrorCode == natsjs.JSErrCodeMessageNotFound:
 		return nil, natsjs.ErrMsgNotFound
 	case answer.Error != nil:
-		return nil, answer.Error
+		return nil, mapError(answer.Error)
 	case answer.Message == nil:
 		return nil, natsjs.ErrInvalidJetStreamResponse
 	}
@@ -221,6 +166,23 @@ func leaderGet(ctx context.Context, js natsjs.JetStream, stream string, ask getR
 	}
 
 	return found, nil
+}
+
+// ask is a request over core NATS that leaves nothing in the client: nats.go
+// v1.55.0 keeps an entry in the connection's map of replies for ever when it
+// cannot send one.
+func ask(ctx context.Context, nc *nats.Conn, m *nats.Msg) (*nats.Msg, error) {
+	if err := writable(nc); err != nil {
+		return nil, err
+	}
+
+	if err := checkSize(nc, m.Header, m.Data); err != nil {
+		return nil, err
+	}
+
+	reply, err := request(ctx, nc, m.Subject, m.Header, m.Data)
+
+	return reply, mapError(err)
 }
 
 // apiPrefix returns what the subjects of the JetStream API begin with.

@@ -15,8 +15,12 @@ type Requester[Req, Resp any] = goflux.DurableRequester[Req, Resp]
 //
 // Request waits for the reply, which comes straight to this process; it works
 // though no responder is there yet. Submit and Await separate the two, in time
-// and place; they need [WithReplyStream]. The other options are those of goflux
-// that fit requesters.
+// and place; they need [WithReplyStream], and a stream of requests with
+// work-queue retention. The other options are those of goflux that fit
+// requesters.
+//
+// An Await that finds no reply subscribes to the subject of the reply, to be told
+// of it. Where the user of the connection may not, it looks every ten seconds.
 //
 // The handle and its connection stay the caller's: Close leaves them open, and
 // ends what waits. What is wrong with the arguments is returned by every call.

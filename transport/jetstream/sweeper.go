@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"time"
 
@@ -28,6 +29,11 @@ import (
 // server has no list of it. Advisories are sent once and not confirmed: one that
 // is under way while a server crashes is lost, and its message stays in the
 // stream as it would without a sweeper.
+//
+// A request whose responder died (see [NewResponder]) is answered as well: its
+// requester gets a goflux.RemoteError with the code 500 that tells how many
+// attempts there were, unless its deadline has passed, or an answer is stored
+// already.
 //
 // A message that is swept is terminated in the name of the consumer: a stream
 // with work-queue or interest retention lets go of it. A message that was
@@ -203,9 +209,11 @@ func (s *Sweeper) sweep(ctx context.Context, msg goflux.Message[advisory]) error
 		return goflux.Drop(fmt.Errorf("sequence %d is younger than the advisory of %v", a.Sequence, a.Time))
 	}
 
+	header := storedHeader(s.stream, raw)
+
 	err = goflux.StoreDeadLetter(ctx, s.publisher, s.subject, goflux.DeadLetter[[]byte]{
 		Subject:  raw.Subject,
-		Header:   storedHeader(s.stream, raw),
+		Header:   header,
 		Raw:      raw.Data,
 		Reason:   goflux.ReasonExhausted,
 		Error:    "the last attempt was not settled: its process died, or its lease was lost",
@@ -220,7 +228,37 @@ func (s *Sweeper) sweep(ctx context.Context, msg goflux.Message[advisory]) error
 		return err
 	}
 
+	if err := s.answer(ctx, a, header, raw, msg.Attempt()); err != nil {
+		return err
+	}
+
 	return s.terminate(ctx, a, raw.Time)
+}
+
+// answerTries is how often a requester is looked for that waits no more, or is
+// about to reconnect.
+const answerTries = 3
+
+// answer tells a requester that its request was given up. Nothing happens for
+// what is no request.
+func (s *Sweeper) answer(ctx context.Context, a advisory, header transport.Header, raw *natsjs.RawStreamMsg, tries int) error {
+	if due, bounded := transport.ReadDeadline(header, raw.Time); bounded && !time.Now().Before(due) {
+		return nil
+	}
+
+	request := transport.Delivery{Subject: raw.Subject, Header: header, Settler: unsettled{transport.Metadata{
+		Stream: a.Stream, Consumer: a.Consumer, Sequence: a.Sequence, Attempt: a.Deliveries, Timestamp: raw.Time,
+	}}}
+
+	err := goflux.ReplyWithError(ctx, answers{bound{s.consumer}, s.publisher}, request,
+		goflux.NewError(http.StatusInternalServerError, fmt.Sprintf("the request was given up; attempts: %d", a.Deliveries)))
+
+	switch {
+	case errors.Is(err, transport.ErrInvalidSubject), err != nil && tries >= answerTries && !errors.Is(err, transport.ErrUnavailable):
+		return nil // nobody is there
+	default:
+		return err
+	}
 }
 
 // terminate settles a message as its handler would have done. The server takes
