@@ -45,6 +45,8 @@ type BatchError struct {
 
 	// First is the first of the errors.
 	First error
+
+	all []error
 }
 
 // Error tells how many failed, and the first reason.
@@ -52,8 +54,16 @@ func (e *BatchError) Error() string {
 	return fmt.Sprintf("goflux: %d of %d messages of a batch failed; the first: %v", e.Failed, e.Total, e.First)
 }
 
-// Unwrap returns the first error.
-func (e *BatchError) Unwrap() error { return e.First }
+// Unwrap returns all errors: errors.Is and errors.As find what is the matter with
+// any of the messages. [ErrPublishUnknown] is found if one may be stored all the
+// same.
+func (e *BatchError) Unwrap() []error {
+	if e.all == nil {
+		return []error{e.First}
+	}
+
+	return e.all
+}
 
 // Pending is a message that was published asynchronously. It is safe for
 // concurrent use.
@@ -110,31 +120,28 @@ func (b *batch) release() {
 
 // err sums the results up.
 func (b *batch) err() error {
-	var failed *BatchError
+	var all []error
 
 	for _, r := range b.results {
-		switch {
-		case r.Err == nil:
-		case failed == nil:
-			failed = &BatchError{Failed: 1, Total: len(b.results), First: r.Err}
-		default:
-			failed.Failed++
+		if r.Err != nil {
+			all = append(all, r.Err)
 		}
 	}
 
-	if failed == nil {
+	if all == nil {
 		return nil // a typed nil would not be one
 	}
 
-	return failed
+	return &BatchError{Failed: len(all), Total: len(b.results), First: all[0], all: all}
 }
 
 var _ BatchPublisher[struct{}] = (*BoundPublisher[struct{}])(nil)
 
 // PublishBatch sends the items in order, without waiting for one before the
-// next is sent, and returns when each is confirmed or has failed: the results
-// have the order of the items. At most 4096 messages of a publisher are under
-// way at once. An item that cannot be sent, because of its subject or its
+// next is sent, and returns when each is confirmed or has failed: there is a
+// result for each, in the order of the items. At most 4096 messages of a
+// publisher are under way at once, and none is added to 64 MiB of payload. An
+// item that cannot be sent, because of its subject or its
 // payload, say, does not keep the others from being sent. On transports that
 // cannot have several messages under way, items are published one by one.
 //
@@ -150,12 +157,20 @@ var _ BatchPublisher[struct{}] = (*BoundPublisher[struct{}])(nil)
 // With [WithFlush] it returns when the server has all messages; the error of
 // the flush is that of all that were handed to the client.
 func (p *BoundPublisher[T]) PublishBatch(ctx context.Context, items ...Item[T]) ([]Result, error) {
+	b := &batch{results: make([]Result, len(items)), done: make(chan struct{})}
+
 	pipe, err := p.pipeline(ctx)
 	if err != nil {
-		return nil, err
-	}
+		for i := range items {
+			b.results[i].Err = publishError(items[i].Subject, err)
+		}
 
-	b := &batch{results: make([]Result, len(items)), done: make(chan struct{})}
+		if len(items) > 0 {
+			err = b.err()
+		}
+
+		return b.results, err
+	}
 
 	if pipe == nil {
 		p.oneByOne(ctx, items, b.results)
@@ -206,8 +221,8 @@ func (p *BoundPublisher[T]) oneByOne(ctx context.Context, items []Item[T], resul
 }
 
 // PublishAsync sends v and returns before the broker has confirmed it. It
-// blocks, no longer than ctx, while 4096 messages of this publisher are under
-// way. The returned [Pending] is done at the latest when the deadline of ctx is
+// blocks, no longer than ctx, while 4096 messages of this publisher, or 64 MiB
+// of payload, are under way. The returned [Pending] is done at the latest when the deadline of ctx is
 // over, or the time of [WithAckWait] where it has none; that ctx is cancelled
 // earlier does not matter to a message that was taken.
 //
@@ -221,7 +236,7 @@ func (p *BoundPublisher[T]) oneByOne(ctx context.Context, items []Item[T], resul
 func (p *BoundPublisher[T]) PublishAsync(ctx context.Context, subject string, v T) (*Pending, error) {
 	pipe, err := p.pipeline(ctx)
 	if err != nil {
-		return nil, err
+		return nil, publishError(subject, err)
 	}
 
 	pending := &Pending{done: make(chan struct{})}
@@ -247,14 +262,19 @@ func (p *BoundPublisher[T]) PublishAsync(ctx context.Context, subject string, v 
 }
 
 // Flush returns when everything that was published asynchronously before it has
-// been confirmed, or has failed, or ctx ends. Its error is ctx's: the outcome
-// of a message is told by its [Pending].
+// been confirmed, or has failed, so that each [Pending] of it is done, or ctx
+// ends. Its error is ctx's: the outcome of a message is told by its Pending.
 //
 // On transports without receipts it returns when the server has what was
-// published before, and fails where it cannot be reached.
+// published before, and fails where it cannot be reached. After Close it fails
+// with [ErrClosed].
 func (s *sender) Flush(ctx context.Context) error {
 	if s.err != nil {
 		return s.err
+	}
+
+	if s.closed.Load() {
+		return &Error{Op: "flush", Err: errPublisherClosed}
 	}
 
 	s.mu.Lock()
@@ -339,6 +359,13 @@ func (p *BoundPublisher[T]) launch(ctx context.Context, pipe *pipeline, item *It
 	return err
 }
 
+// opening is a pipeline that is being opened.
+type opening struct {
+	done chan struct{}
+	pipe *pipeline
+	err  error
+}
+
 // pipeline returns the publisher's pipeline, opening it the first time. It is
 // nil where the transport has none.
 func (s *sender) pipeline(ctx context.Context) (*pipeline, error) {
@@ -349,21 +376,66 @@ func (s *sender) pipeline(ctx context.Context) (*pipeline, error) {
 	t, piped := s.transport.(transport.Pipeliner)
 
 	s.mu.Lock()
-	defer s.mu.Unlock()
 
 	switch {
 	case s.closed.Load():
+		s.mu.Unlock()
+
 		return nil, &Error{Op: "publish", Err: errPublisherClosed}
 	case s.pipe != nil || !piped:
-		return s.pipe, nil
+		pipe := s.pipe
+		s.mu.Unlock()
+
+		return pipe, nil
 	}
+
+	o := s.opening
+	if o == nil {
+		o = &opening{done: make(chan struct{})}
+		s.opening = o
+
+		// Opening takes its time where the connection takes no more, whatever
+		// ctx says.
+		go s.open(o, t)
+	}
+
+	s.mu.Unlock()
+
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+
+	select {
+	case <-o.done:
+		return o.pipe, o.err
+	case <-ctx.Done():
+		return nil, &Error{Op: "publish", Err: ctx.Err()}
+	}
+}
+
+func (s *sender) open(o *opening, t transport.Pipeliner) {
+	ctx, cancel := s.bound(context.Background())
+	defer cancel()
 
 	pipe, err := openPipeline(ctx, s, t)
-	if err != nil {
-		return nil, publishError("", err)
+
+	s.mu.Lock()
+	s.opening = nil
+
+	late := err == nil && s.closed.Load()
+
+	switch {
+	case err != nil:
+		o.err = publishError("", err)
+	case late:
+		o.err = &Error{Op: "publish", Err: errPublisherClosed}
+	default:
+		s.pipe, o.pipe = pipe, pipe
 	}
 
-	s.pipe = pipe
+	s.mu.Unlock()
+	close(o.done)
 
-	return pipe, nil
+	if late {
+		_ = pipe.close()
+	}
 }

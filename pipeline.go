@@ -1,6 +1,7 @@
 package goflux
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -18,12 +19,17 @@ const (
 	// once.
 	pipelineWindow = 4096
 
-	// pipelineRoom is how many places have to be free before those who wait
-	// for one are woken: waking them for each costs more than publishing.
-	pipelineRoom = 256
+	// pipelineBytes is how much payload of a publisher may be under way before
+	// the next message has to wait. One more always fits, whatever its size.
+	pipelineBytes = 64 << 20
+
+	// pipelineRoom is which part of the window has to be free before those who
+	// wait for room are woken: waking them for each message costs more than
+	// publishing.
+	pipelineRoom = 16
 
 	// pipelineTick is how precisely time is kept for messages under way, and
-	// how long fewer free places than pipelineRoom may stay unused.
+	// how long less room than pipelineRoom may stay unused.
 	pipelineTick = 10 * time.Millisecond
 )
 
@@ -44,15 +50,20 @@ type pipeline struct {
 	mu      sync.Mutex
 	places  []place // grows with need, up to the window
 	free    []int32 // places without a message
-	queue   queue   // places whose messages are to be sent
+	fresh   queue   // places whose messages are to be sent for the first time
+	again   queue   // those whose messages are to be sent again, before the others
 	busy    int     // places with a message
+	bytes   int     // of payload in them
 	number  uint64  // of the last message
-	sending bool    // the goroutine is there
-	stalled bool    // it could not send, and the clock starts it again
+	pace    pace
+	sending bool // the goroutine is there
+	stalled bool // it could not send, and the clock starts it again
+	waiting bool // nothing is sent again until the clock rings
 	closed  bool
 
-	room     chan struct{} // closed when there is room; nil if nobody waits
-	barriers []*barrier
+	room   chan struct{} // closed when there is room; nil if nobody waits
+	round  *round        // of the messages launched since the last flush
+	rounds []*round      // earlier ones, as far as a message of theirs is under way
 
 	timer *time.Timer
 	rings time.Time // when the timer rings; zero when it does not
@@ -67,6 +78,7 @@ const (
 	none    state = iota // there is no message
 	queued               // for its turn
 	sent                 // for its outcome
+	quiet                // for its outcome, or a sign that there will be none
 	resting              // for another attempt
 )
 
@@ -76,11 +88,13 @@ type place struct {
 
 	generation uint32 // outcomes of earlier messages here are ignored
 	state      state
-	prev, next int32  // in the queue
+	prev, next int32  // in its queue
 	number     uint64 // of the message
+	round      *round
 
-	due        time.Time     // when the attempt or the rest is over; zero means at the deadline
-	attempt    time.Duration // what it was given
+	handed     time.Time     // when it was last sent
+	due        time.Time     // when to look after the attempt, or to end the rest; zero means at the deadline
+	attempts   int           // how often it was sent
 	pause      time.Duration // the last rest
 	retries    int           // after nobody answered
 	unanswered int           // attempts that may have stored the message
@@ -114,21 +128,33 @@ type ending interface {
 type farewell struct {
 	owner
 
-	receipt  Receipt
-	err      error
-	barriers []*barrier
+	receipt Receipt
+	err     error
+	round   *round
 }
 
-// barrier waits until the end of all messages up to a number has been told.
-type barrier struct {
-	upTo uint64
-	left atomic.Int64
+// round is what was launched between two calls of flush.
+type round struct {
+	left atomic.Int64 // messages whose end is not told, and one until it is over
 	done chan struct{}
+}
+
+func newRound() *round {
+	r := &round{done: make(chan struct{})}
+	r.left.Store(1)
+
+	return r
+}
+
+func (r *round) release() {
+	if r.left.Add(-1) == 0 {
+		close(r.done)
+	}
 }
 
 // openPipeline opens the pipeline of a publisher.
 func openPipeline(ctx context.Context, s *sender, t transport.Pipeliner) (*pipeline, error) {
-	p := &pipeline{sender: s, queue: queue{none: true}}
+	p := &pipeline{sender: s, fresh: queue{none: true}, again: queue{none: true}, pace: newPace(), round: newRound()}
 
 	out, err := t.OpenPipeline(ctx, p.confirmed)
 	p.out = out
@@ -141,7 +167,7 @@ func openPipeline(ctx context.Context, s *sender, t transport.Pipeliner) (*pipel
 func (p *pipeline) launch(ctx context.Context, f flight) error {
 	p.mu.Lock()
 
-	for !p.closed && len(p.free) == 0 && len(p.places) == pipelineWindow {
+	for !p.closed && p.full() {
 		if p.room == nil {
 			p.room = make(chan struct{})
 			p.wake(time.Now().Add(pipelineTick))
@@ -159,44 +185,44 @@ func (p *pipeline) launch(ctx context.Context, f flight) error {
 		p.mu.Lock()
 	}
 
-	if p.closed {
-		p.mu.Unlock()
+	defer p.mu.Unlock()
 
+	if p.closed {
 		return errPublisherClosed
 	}
 
 	// The room may be that of messages whose time ended with that of this one,
 	// before ctx knew.
 	if !f.deadline.IsZero() && !f.deadline.After(p.rang) {
-		p.mu.Unlock()
-
 		return context.DeadlineExceeded
 	}
 
 	if f.deadline.IsZero() {
-		f.deadline = time.Now().Add(p.sender.cfg.wait())
+		f.deadline = time.Now().Add(p.sender.wait())
 	}
 
 	i := p.take()
 	p.busy++
+	p.bytes += len(f.msg.Data)
 	p.number++
+	p.round.left.Add(1)
 
 	pl := &p.places[i]
-	*pl = place{flight: f, generation: pl.generation + 1, state: queued, number: p.number}
+	*pl = place{flight: f, generation: pl.generation + 1, state: queued, number: p.number, round: p.round}
 
 	p.watch(f.deadline)
-	p.queue.push(p.places, i)
-
-	start := !p.sending && !p.stalled
-	p.sending = p.sending || start
-
-	p.mu.Unlock()
-
-	if start {
-		go p.send()
-	}
+	p.fresh.push(p.places, i)
+	p.start()
 
 	return nil
+}
+
+// full reports whether there is no room.
+func (p *pipeline) full() bool { return p.busy >= pipelineWindow || p.bytes >= pipelineBytes }
+
+// roomy reports whether there is enough room to wake who waits for it.
+func (p *pipeline) roomy() bool {
+	return p.busy <= pipelineWindow-pipelineWindow/pipelineRoom && p.bytes <= pipelineBytes-pipelineBytes/pipelineRoom
 }
 
 // take returns a place for a message. There is one.
@@ -213,30 +239,81 @@ func (p *pipeline) take() int32 {
 	return int32(len(p.places) - 1) //nolint:gosec // bounded by the window
 }
 
-// send hands the queue to the transport.
+// start lets the goroutine send, if there is something that may be sent.
+func (p *pipeline) start() {
+	if p.sending || !p.ready() {
+		return
+	}
+
+	p.sending = true
+
+	go p.send()
+}
+
+// ready reports whether there is something that may be sent.
+func (p *pipeline) ready() bool {
+	return !p.closed && !p.stalled && p.pace.open() && (!p.fresh.none || p.repeats())
+}
+
+// repeats reports whether there is something that may be sent again.
+func (p *pipeline) repeats() bool { return !p.again.none && !p.waiting }
+
+// line returns the queue of a place.
+func (p *pipeline) line(pl *place) *queue {
+	if pl.attempts > 0 {
+		return &p.again
+	}
+
+	return &p.fresh
+}
+
+// become changes what a message is waiting for.
+func (p *pipeline) become(pl *place, s state) {
+	p.pace.count(pl.state, -1)
+	p.pace.count(s, 1)
+	pl.state = s
+}
+
+// next takes the next place out of its queue.
+func (p *pipeline) next() int32 {
+	if p.repeats() {
+		return p.again.pop(p.places)
+	}
+
+	return p.fresh.pop(p.places)
+}
+
+// token is what an attempt is sent under. The places are fewer than 1<<16.
+func token(i int32, pl *place) uint64 {
+	return uint64(pl.generation)<<32 | uint64(uint16(pl.attempts))<<16 | uint64(i) //nolint:gosec // cut off on purpose
+}
+
+// send hands the queues to the transport.
 func (p *pipeline) send() {
 	p.mu.Lock()
 
-	for !p.closed && !p.queue.none {
-		i := p.queue.pop(p.places)
+	for p.ready() {
+		i := p.next()
 		pl := &p.places[i]
-		generation, msg := pl.generation, pl.msg
 
 		// Before it is sent, since its outcome may be here first.
-		pl.state, pl.due = sent, time.Time{}
+		pl.attempts++
 		pl.unanswered++
+		pl.due = time.Time{}
 
 		if p.sender.cfg.safe {
-			if pl.attempt == 0 {
-				pl.attempt = p.sender.cfg.firstAttempt()
-			}
-
-			pl.due = time.Now().Add(pl.attempt)
+			now := time.Now()
+			pl.handed, pl.due = now, now.Add(p.sender.cfg.attemptTime(1))
+			p.pace.handed(now)
 			p.watch(pl.due)
 		}
 
+		p.become(pl, sent)
+
+		generation, msg, token := pl.generation, pl.msg, token(i, pl)
+
 		p.mu.Unlock()
-		err := p.out.Send(uint64(generation)<<32|uint64(i), msg) //nolint:gosec // i is not negative
+		err := p.out.Send(token, msg)
 		p.mu.Lock()
 
 		if err == nil || p.closed {
@@ -265,17 +342,17 @@ func (p *pipeline) send() {
 		// Those behind it would fare no better, and the order is kept, also
 		// where it took so long that another attempt is due.
 		if pl.state == queued {
-			p.queue.remove(p.places, i)
+			p.line(pl).remove(p.places, i)
 		}
 
+		pl.attempts--
 		pl.unanswered--
-		pl.state, pl.last, pl.due = queued, err, time.Time{}
-		p.queue.unpop(p.places, i)
+		pl.last, pl.due = err, time.Time{}
+		p.become(pl, queued)
+		p.line(pl).unpop(p.places, i)
 
 		p.stalled = true
 		p.wake(time.Now().Add(retryPauseMin))
-
-		break
 	}
 
 	p.sending = false
@@ -294,42 +371,84 @@ func (p *pipeline) confirmed(token uint64, r Receipt, err error) {
 }
 
 func (p *pipeline) outcome(token uint64, r Receipt, err error) (farewell, bool) {
-	n, generation := token&0xffffffff, uint32(token>>32)
+	n, attempt, generation := token&0xffff, uint16(token>>16), uint32(token>>32) //nolint:gosec // its parts
+
+	var now time.Time
+	if p.sender.cfg.safe {
+		now = time.Now()
+		p.pace.heard(now)
+	}
+
 	if n >= uint64(len(p.places)) {
 		return farewell{}, false
 	}
 
-	i := int32(n) //nolint:gosec // bounded by the window
+	i := int32(n)
 
 	pl := &p.places[i]
 	if pl.state == none || pl.generation != generation {
 		return farewell{}, false
 	}
 
-	if err == nil {
-		return p.end(i, r, nil), true
+	last := attempt == uint16(pl.attempts) //nolint:gosec // as it was sent
+	if last && p.sender.cfg.safe {
+		p.pace.answered(now, pl.handed, err)
+
+		if p.pace.quiet > 0 && p.pace.back() { // those are lost
+			p.watch(latest(now, p.rang.Add(pipelineTick)))
+		}
+
+		// What was not sent yet may be for another stream, which is there.
+		if p.pace.gone(now) {
+			p.waiting = true
+			p.wake(now.Add(retryPauseMin))
+		}
 	}
 
-	return p.failed(i, err)
+	var (
+		f     farewell
+		ended = true
+	)
+
+	switch {
+	case err == nil:
+		f = p.end(i, r, nil)
+	case last || !repeatable(err):
+		f, ended = p.failed(i, err)
+	default:
+		// The last attempt is under way.
+		f, ended = farewell{}, false
+		pl.answered(err)
+	}
+
+	if p.pace.roomy() {
+		p.start()
+	}
+
+	return f, ended
+}
+
+// answered is called for an attempt that has failed.
+func (pl *place) answered(err error) {
+	if !errors.Is(err, ErrPublishUnknown) && pl.unanswered > 0 {
+		pl.unanswered--
+	}
 }
 
 // failed lets a message rest, or ends it.
 func (p *pipeline) failed(i int32, err error) (farewell, bool) {
 	pl := &p.places[i]
-
-	if !errors.Is(err, ErrPublishUnknown) && pl.unanswered > 0 {
-		pl.unanswered--
-	}
+	pl.answered(err)
 
 	rest, again := p.rest(pl, err)
 
 	if !again {
-		return p.end(i, Receipt{}, p.refused(pl, err)), true
+		return p.end(i, Receipt{}, refused(pl.msg.Subject, err, pl.unanswered > 0)), true
 	}
 
-	if pl.state == sent { // else another attempt is due already
-		pl.state, pl.last = resting, err
-		pl.due = time.Now().Add(rest)
+	if pl.state == sent || pl.state == quiet { // else another attempt is due already
+		pl.last, pl.due = err, time.Now().Add(rest)
+		p.become(pl, resting)
 		p.watch(pl.due)
 	}
 
@@ -346,40 +465,29 @@ func (p *pipeline) rest(pl *place, err error) (time.Duration, bool) {
 	}
 
 	// The retries of ADR-22: nothing was stored.
-	how := p.sender.cfg.adr22
-	if how == nil {
-		how = &adr22
-	}
-
+	how := p.sender.cfg.adr22.OrDefault()
 	pl.retries++
 
 	return how.Wait, errors.Is(err, ErrNoStream) && pl.unanswered == 0 && (how.Attempts < 0 || pl.retries <= how.Attempts)
 }
 
-func (p *pipeline) refused(pl *place, err error) error {
-	return refused(pl.msg.Subject, err, pl.unanswered > 0)
-}
-
 // end frees a place. Who waits for the message has to be told.
 func (p *pipeline) end(i int32, r Receipt, err error) farewell {
 	pl := &p.places[i]
-	f := farewell{owner: pl.owner, receipt: r, err: err}
-
-	for _, b := range p.barriers {
-		if pl.number <= b.upTo {
-			f.barriers = append(f.barriers, b)
-		}
-	}
+	f := farewell{owner: pl.owner, receipt: r, err: err, round: pl.round}
 
 	if pl.state == queued {
-		p.queue.remove(p.places, i)
+		p.line(pl).remove(p.places, i)
 	}
+
+	p.become(pl, none)
+	p.busy--
+	p.bytes -= len(pl.msg.Data)
 
 	*pl = place{generation: pl.generation}
 	p.free = append(p.free, i)
-	p.busy--
 
-	if p.room != nil && len(p.free) >= pipelineRoom {
+	if p.room != nil && p.roomy() {
 		close(p.room)
 		p.room = nil
 	}
@@ -399,12 +507,7 @@ func (p *pipeline) tell(fs ...farewell) {
 	for _, f := range fs { //nolint:gocritic // rare, and a copy is simpler
 		p.sender.telemetry.endSend(f.ctx, f.span, f.start, f.err)
 		f.end.ended(f.index, f.receipt, f.err)
-
-		for _, b := range f.barriers {
-			if b.left.Add(-1) == 0 {
-				close(b.done)
-			}
-		}
+		f.round.release()
 	}
 }
 
@@ -458,29 +561,26 @@ func (p *pipeline) ring() {
 
 	switch {
 	case p.room == nil:
-	case len(p.free) > 0:
+	case !p.full():
 		close(p.room)
 		p.room = nil
 	default:
 		p.wake(now.Add(pipelineTick))
 	}
 
-	p.stalled = false
-
-	if !p.sending && !p.queue.none {
-		p.sending = true
-
-		go p.send()
-	}
-
+	p.stalled, p.waiting = false, false
+	p.start()
 	p.mu.Unlock()
 	p.tell(over...)
 }
 
 // look ends the messages whose time is over, and queues those that are to be
-// sent again.
+// sent again: they have rested, or they are lost.
 func (p *pipeline) look(now time.Time) []farewell {
-	var over []farewell
+	var (
+		over           []farewell
+		again, overdue []int32
+	)
 
 	p.due = time.Time{}
 
@@ -494,13 +594,17 @@ func (p *pipeline) look(now time.Time) []farewell {
 			over = append(over, p.expire(i, context.DeadlineExceeded))
 
 			continue
-		case !pl.due.IsZero() && !pl.due.After(now):
-			if pl.state == sent {
-				pl.attempt = p.sender.cfg.longer(pl.attempt)
-			}
+		case p.lost(pl), pl.state == resting && !pl.due.After(now):
+			again = append(again, i)
+			pl.due = time.Time{}
 
-			pl.state, pl.due = queued, time.Time{}
-			p.queue.push(p.places, i)
+			if pl.state != resting {
+				pl.pause = 0
+			}
+		case pl.due.IsZero() || pl.due.After(now):
+		default:
+			overdue = append(overdue, i)
+			pl.due = now.Add(p.sender.cfg.attemptTime(1) / 4)
 		}
 
 		for _, due := range [...]time.Time{pl.deadline, pl.due} {
@@ -510,7 +614,49 @@ func (p *pipeline) look(now time.Time) []farewell {
 		}
 	}
 
+	if len(overdue) > 0 && p.pace.silent(now, p.sender.cfg.attemptTime(1)) {
+		again = append(again, p.doubt(now, overdue)...)
+	}
+
+	// In their order, as far as it can be kept.
+	slices.SortFunc(again, func(i, j int32) int { return cmp.Compare(p.places[i].number, p.places[j].number) })
+
+	for _, i := range again {
+		p.places[i].due = time.Time{}
+		p.become(&p.places[i], queued)
+		p.again.push(p.places, i)
+	}
+
 	return over
+}
+
+// lost reports whether there will be no answer to a message.
+func (p *pipeline) lost(pl *place) bool {
+	switch pl.state {
+	case sent:
+		return p.sender.cfg.safe && p.pace.passed(pl.handed, p.sender.cfg.attemptTime(pl.attempts))
+	case quiet:
+		return p.pace.back() || p.pace.passed(pl.handed, p.sender.cfg.attemptTime(pl.attempts))
+	default:
+		return false
+	}
+}
+
+// doubt is called when the broker is silent. It returns a few of the messages,
+// those that were sent the longest time ago, to be sent again: their answers
+// tell that the others are lost, and if these are answered first, they are not.
+func (p *pipeline) doubt(now time.Time, overdue []int32) []int32 {
+	p.pace.stall(now)
+
+	for n := range p.places {
+		if pl := &p.places[n]; pl.state == sent {
+			p.become(pl, quiet)
+		}
+	}
+
+	slices.SortFunc(overdue, func(i, j int32) int { return p.places[i].handed.Compare(p.places[j].handed) })
+
+	return overdue[:min(len(overdue), paceProbes)]
 }
 
 // abandon ends the messages that end is told of.
@@ -533,30 +679,26 @@ func (p *pipeline) abandon(end ending, ended error) {
 func (p *pipeline) flush(ctx context.Context) error {
 	p.mu.Lock()
 
-	if p.busy == 0 {
-		p.mu.Unlock()
+	p.rounds = slices.DeleteFunc(p.rounds, func(r *round) bool { return r.left.Load() == 0 })
 
-		return nil
+	if p.round.left.Load() > 1 {
+		p.round.release()
+		p.rounds = append(p.rounds, p.round)
+		p.round = newRound()
 	}
 
-	b := &barrier{upTo: p.number, done: make(chan struct{})}
-	b.left.Store(int64(p.busy))
-	p.barriers = append(p.barriers, b)
+	rounds := slices.Clone(p.rounds)
 	p.mu.Unlock()
 
-	defer func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-
-		p.barriers = slices.DeleteFunc(p.barriers, func(other *barrier) bool { return other == b })
-	}()
-
-	select {
-	case <-b.done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	for _, r := range rounds {
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+
+	return nil
 }
 
 // close ends everything that is under way.
@@ -587,63 +729,4 @@ func (p *pipeline) close() error {
 	p.tell(over...)
 
 	return p.out.Close()
-}
-
-func latest(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-
-	return b
-}
-
-// queue is a list of places, in the order in which their messages are sent. It
-// is linked within the places, so that a message that ends while it is queued
-// leaves nothing behind.
-type queue struct {
-	first, last int32
-	none        bool
-}
-
-func (q *queue) push(places []place, i int32) {
-	if q.none {
-		*q = queue{first: i, last: i}
-
-		return
-	}
-
-	places[i].prev, places[q.last].next, q.last = q.last, i, i
-}
-
-// unpop undoes a pop.
-func (q *queue) unpop(places []place, i int32) {
-	if q.none {
-		*q = queue{first: i, last: i}
-
-		return
-	}
-
-	places[i].next, places[q.first].prev, q.first = q.first, i, i
-}
-
-func (q *queue) pop(places []place) int32 {
-	i := q.first
-	q.remove(places, i)
-
-	return i
-}
-
-func (q *queue) remove(places []place, i int32) {
-	pl := &places[i]
-
-	switch {
-	case q.first == q.last:
-		q.none = true
-	case i == q.first:
-		q.first = pl.next
-	case i == q.last:
-		q.last = pl.prev
-	default:
-		places[pl.prev].next, places[pl.next].prev = pl.next, pl.prev
-	}
 }

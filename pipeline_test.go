@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 	"weak"
+
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"github.com/foomo/goflux"
 	"github.com/foomo/goflux/transport"
@@ -32,7 +35,9 @@ type wire struct {
 	done    func(token uint64, r transport.Receipt, err error)
 	sent    []shipment
 	closed  bool
-	failing error // of OpenPipeline
+	failing error         // of OpenPipeline
+	opens   chan struct{} // OpenPipeline waits for it, unless nil
+	opened  int
 }
 
 type shipment struct {
@@ -44,6 +49,10 @@ type shipment struct {
 func newWire() *wire { return &wire{recorder: recorder{caps: reliable}} }
 
 func (w *wire) OpenPipeline(_ context.Context, done func(uint64, transport.Receipt, error)) (transport.Pipeline, error) {
+	if w.opened++; w.opens != nil {
+		<-w.opens
+	}
+
 	w.done = done
 
 	return (*wirePipeline)(w), w.failing
@@ -216,14 +225,16 @@ func TestBatchTellsWhatFailed(t *testing.T) {
 			return nil
 		}
 
-		results, err := publisher(t, w).PublishBatch(goflux.WithHeader(t.Context(), goflux.Header{"Tenant": {"ctx"}}),
-			goflux.Item[order]{Subject: "a.good", ID: "m-1"},
-			goflux.Item[order]{Subject: "a.*"},
-			goflux.Item[order]{Subject: "a.large"},
-			goflux.Item[order]{Subject: "a.header", Header: goflux.Header{"a b": {"c"}}},
-			goflux.Item[order]{Subject: "a.refused"},
-			goflux.Item[order]{Subject: "a.own", Header: goflux.Header{"Tenant": {"own"}}},
-		)
+		batch := []goflux.Item[order]{
+			{Subject: "a.good", ID: "m-1"},
+			{Subject: "a.*"},
+			{Subject: "a.large"},
+			{Subject: "a.header", Header: goflux.Header{"a b": {"c"}}},
+			{Subject: "a.refused"},
+			{Subject: "a.own", Header: goflux.Header{"Tenant": {"own"}}},
+		}
+
+		results, err := publisher(t, w).PublishBatch(goflux.WithHeader(t.Context(), goflux.Header{"Tenant": {"ctx"}}), batch...)
 
 		var failed *goflux.BatchError
 		if !errors.As(err, &failed) || failed.Failed != 4 || failed.Total != 6 || !errors.Is(err, goflux.ErrInvalidSubject) {
@@ -240,6 +251,14 @@ func TestBatchTellsWhatFailed(t *testing.T) {
 			}
 
 			mustFail(t, results[i].Err, false, want)
+
+			if subject := batch[i].Subject; !strings.Contains(results[i].Err.Error(), subject) {
+				t.Errorf("got %v, want %q in it", results[i].Err, subject)
+			}
+
+			if !errors.Is(err, want) {
+				t.Errorf("got %v, want %v in it, too", err, want)
+			}
 		}
 
 		sent := w.all(0)
@@ -821,11 +840,15 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 		_, err := pub.PublishAsync(t.Context(), "a", order{})
 		mustFail(t, err, false, goflux.ErrClosed)
 
-		_, err = pub.PublishBatch(t.Context(), items(1)...)
+		results, err := pub.PublishBatch(t.Context(), items(1)...)
 		mustFail(t, err, false, goflux.ErrClosed)
 
-		if err := pub.Flush(t.Context()); err != nil {
-			t.Error(err)
+		if len(results) != 1 || !errors.Is(results[0].Err, goflux.ErrClosed) {
+			t.Errorf("results %+v", results)
+		}
+
+		if err := pub.Flush(t.Context()); !errors.Is(err, goflux.ErrClosed) {
+			t.Errorf("got %v", err)
 		}
 	})
 }
@@ -860,6 +883,63 @@ func TestCloseWhileSending(t *testing.T) {
 			})
 		})
 	}
+}
+
+// slow keeps the ends of spans waiting.
+type slow struct {
+	sdktrace.SpanProcessor
+
+	ending, end chan struct{}
+}
+
+func (s *slow) OnStart(context.Context, sdktrace.ReadWriteSpan) {}
+
+func (s *slow) OnEnd(sdktrace.ReadOnlySpan) {
+	s.ending <- struct{}{}
+	<-s.end
+}
+
+// After Flush everything is done, not only confirmed.
+func TestFlushWaitsUntilTheEndIsTold(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		s := &slow{ending: make(chan struct{}), end: make(chan struct{})}
+
+		tel, err := goflux.NewTelemetry(goflux.WithTracerProvider(sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(s))))
+		must(t, err)
+
+		pub := publisher(t, w, goflux.WithTelemetry(tel))
+		p := async(t, t.Context(), pub, 0)
+
+		synctest.Wait()
+
+		go w.confirm(w.all(0)[0], 1)
+		<-s.ending
+
+		flushed := make(chan error, 2)
+
+		for range 2 {
+			go func() { flushed <- pub.Flush(t.Context()) }()
+		}
+
+		synctest.Wait()
+
+		select {
+		case <-flushed:
+			t.Error("flushed before the end was told")
+		default:
+		}
+
+		close(s.end)
+
+		for range 2 {
+			must(t, <-flushed)
+		}
+
+		_, err = outcome(t, p)
+		must(t, err)
+	})
 }
 
 // Flush waits for what was published before it, and for nothing else.
@@ -914,6 +994,74 @@ func TestFlush(t *testing.T) {
 	})
 }
 
+// A connection that takes no more holds nobody up, also where the pipeline has
+// to be opened first.
+func TestPipelineThatOpensForLong(t *testing.T) {
+	t.Parallel()
+
+	for name, closed := range map[string]bool{"opens": false, "is closed": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWire()
+				w.opens = make(chan struct{})
+				w.send = func(_ int, s shipment) error {
+					w.confirm(s, 1)
+
+					return nil
+				}
+
+				pub := publisher(t, w)
+				began := time.Now()
+
+				short, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+
+				var wg sync.WaitGroup
+
+				wg.Go(func() {
+					results, err := pub.PublishBatch(short, items(2)...)
+					mustFail(t, err, false, context.DeadlineExceeded)
+					mustFail(t, results[1].Err, false, context.DeadlineExceeded)
+				})
+				wg.Go(func() {
+					_, err := pub.PublishAsync(short, "a", order{})
+					mustFail(t, err, false, context.DeadlineExceeded)
+				})
+				wg.Go(func() { must(t, pub.Flush(short)) })
+				wg.Wait()
+
+				if took := time.Since(began); took != time.Second {
+					t.Errorf("it took %v", took)
+				}
+
+				// Without a deadline there is the ack wait.
+				_, err := pub.PublishAsync(t.Context(), "a", order{})
+				mustFail(t, err, false, context.DeadlineExceeded)
+
+				if took := time.Since(began); took != 6*time.Second {
+					t.Errorf("it took %v", took)
+				}
+
+				if closed {
+					must(t, pub.Close())
+				}
+
+				close(w.opens)
+				synctest.Wait()
+
+				if w.opened != 1 || w.closed != closed {
+					t.Errorf("opened %d times, closed: %v", w.opened, w.closed)
+				}
+
+				if _, err := pub.PublishBatch(t.Context(), items(2)...); errors.Is(err, goflux.ErrClosed) != closed {
+					t.Errorf("got %v", err)
+				}
+			})
+		})
+	}
+}
+
 func TestPipelineThatDoesNotOpen(t *testing.T) {
 	t.Parallel()
 
@@ -924,8 +1072,18 @@ func TestPipelineThatDoesNotOpen(t *testing.T) {
 	_, err := pub.PublishAsync(t.Context(), "a", order{})
 	mustFail(t, err, false, goflux.ErrClosed)
 
-	_, err = pub.PublishBatch(t.Context(), items(2)...)
+	results, err := pub.PublishBatch(t.Context(), items(2)...)
 	mustFail(t, err, false, goflux.ErrClosed)
+
+	for i, r := range results {
+		if e, told := errors.AsType[*goflux.Error](r.Err); !told || e.Subject != fmt.Sprint("a.", i) {
+			t.Errorf("result %d: %v", i, r.Err)
+		}
+	}
+
+	if len(results) != 2 {
+		t.Errorf("%d results", len(results))
+	}
 
 	w.failing = nil
 	w.send = func(_ int, s shipment) error {

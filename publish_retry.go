@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/foomo/goflux/internal/pause"
 	"github.com/foomo/goflux/transport"
 )
 
@@ -50,8 +51,12 @@ func WithRetryAttempts(n int) PublisherOption {
 	}}
 }
 
-// WithAckWait sets how long a publish may take where its ctx has no deadline.
-// The default is 5 s, as nats.go has it.
+// WithAckWait sets how long a publish or a flush may take where its ctx has no
+// deadline, whatever the method: Publish, Send and PublishAtomic as a whole,
+// each message of PublishBatch and PublishAsync, Flush. The default is that of
+// the transport, on JetStream the handle's DefaultTimeout, and else 5 s. On
+// transports without receipts there is nothing to wait for but a flush; where
+// they cannot flush either, it is refused with [ErrUnsupported].
 func WithAckWait(d time.Duration) PublisherOption {
 	return publisherOption{"WithAckWait", func(c *publisherConfig) error {
 		c.ackWait = d
@@ -66,17 +71,25 @@ func WithAckWait(d time.Duration) PublisherOption {
 
 // WithPublishRetry makes publishing survive what a cluster goes through: an
 // attempt that is not confirmed within the given time, that no stream answered
-// for, or that found no connection, is repeated until ctx ends (or the ack
-// wait, see [WithAckWait], where it has no deadline). Zero means 500 ms. Where
-// attempts end in silence the next ones are given more time, up to four times
-// as much.
+// for, that the server had no room for, or that found no connection, is repeated
+// until ctx ends (or the ack wait, see [WithAckWait], where it has no deadline).
+// Zero means 500 ms. Where attempts end in silence the next ones are given more
+// time, up to four times as much.
+//
+// Where many messages are under way ([BoundPublisher.PublishBatch],
+// [BoundPublisher.PublishAsync]) an attempt lasts for as long as the broker
+// answers to those that were sent before: a server that is slow is not sent
+// everything twice. After silence, and when the server says that it has no room
+// (API error 10167), fewer messages are under way at once, until it answers
+// again.
 //
 // Repeating is safe because each message has an id, under which the broker
 // stores it once: the one of [WithMessageID], else one that is made up. Hence
 // it needs a transport with de-duplication, and ctx should end well within the
 // stream's de-duplication window (2 minutes by default). When ctx ends before
 // the broker has answered for good, the error says so: [ErrPublishUnknown].
-// Every other error means that the message is not stored. A receipt may say
+// Every other error means that the message is not stored. What is answered by
+// something that is no stream is not repeated. A receipt may say
 // that the message is a duplicate, of an attempt whose receipt was lost.
 //
 // It replaces the retries of ADR-22, and cannot be combined with
@@ -112,19 +125,21 @@ type flusher interface {
 	Flush(ctx context.Context) error
 }
 
+// timed is a transport with a default of its own for how long a publish may take
+// where ctx has no deadline.
+type timed interface {
+	DefaultTimeout() time.Duration
+}
+
 const (
 	defaultAckWait = 5 * time.Second
 	defaultAttempt = 500 * time.Millisecond
 )
 
-// adr22 is how often, and when, a publish is repeated by default when no stream
-// answers.
-var adr22 = transport.Retry{Wait: 250 * time.Millisecond, Attempts: 2}
-
 // retry returns the retries of ADR-22, to be changed.
 func (c *publisherConfig) retry() *transport.Retry {
 	if c.adr22 == nil {
-		c.adr22 = new(adr22)
+		c.adr22 = new(c.adr22.OrDefault())
 	}
 
 	return c.adr22
@@ -140,12 +155,14 @@ func (c *publisherConfig) check(t transport.Publisher) error {
 		return fmt.Errorf("%w: WithFlush: this transport confirms every publish anyway", ErrInvalidOption)
 	}
 
-	if _, flushes := t.(flusher); c.flush && !flushes {
+	_, flushes := t.(flusher)
+	if c.flush && !flushes {
 		return fmt.Errorf("WithFlush: %w", ErrUnsupported)
 	}
 
 	return errors.Join(
-		require(t, c.adr22 != nil, "WithRetryAttempts", transport.Receipts),
+		require(t, c.adr22 != nil, "WithRetryWait, WithRetryAttempts", transport.Receipts),
+		require(t, c.ackWait > 0 && !flushes, "WithAckWait", transport.Receipts),
 		require(t, c.safe, "WithPublishRetry", transport.Receipts, transport.Deduplication),
 	)
 }
@@ -176,21 +193,24 @@ func (s *sender) bound(ctx context.Context) (context.Context, context.CancelFunc
 		return ctx, func() {}
 	}
 
-	return context.WithTimeout(ctx, s.cfg.wait())
+	return context.WithTimeout(ctx, s.wait())
 }
 
 // wait is how long a publish may take without a deadline.
-func (c *publisherConfig) wait() time.Duration {
-	return cmp.Or(c.ackWait, defaultAckWait)
+func (s *sender) wait() time.Duration {
+	var own time.Duration
+	if t, some := s.transport.(timed); some {
+		own = t.DefaultTimeout()
+	}
+
+	return cmp.Or(s.cfg.ackWait, own, defaultAckWait)
 }
 
-// firstAttempt is the time that an attempt has, longer that of the next one
-// after it ended in silence: a broker that is slow rather than gone is not asked
-// in vain for ever.
-func (c *publisherConfig) firstAttempt() time.Duration { return cmp.Or(c.attempt, defaultAttempt) }
-
-func (c *publisherConfig) longer(attempt time.Duration) time.Duration {
-	return min(2*attempt, 4*c.firstAttempt())
+// attemptTime is the time that the n-th attempt has, from 1, where those before
+// ended in silence: a broker that is slow rather than gone is not asked in vain
+// for ever.
+func (c *publisherConfig) attemptTime(n int) time.Duration {
+	return cmp.Or(c.attempt, defaultAttempt) << min(n-1, 2)
 }
 
 // noRetry leaves the retries to persist.
@@ -205,10 +225,10 @@ func (s *sender) persist(
 	defer cancel()
 
 	unknown := false
-	limit := s.cfg.firstAttempt()
+	silent := 0 // attempts
 
 	for wait := retryPauseMin; ; wait = min(2*wait, retryPauseMax) {
-		trying, stop := context.WithTimeout(ctx, limit)
+		trying, stop := context.WithTimeout(ctx, s.cfg.attemptTime(1+silent))
 		receipt, err := attempt(trying)
 
 		stop()
@@ -227,12 +247,10 @@ func (s *sender) persist(
 			return Receipt{}, refused(subject, err, unknown)
 		case timedOut:
 			wait = retryPauseMin // it has waited
-			limit = s.cfg.longer(limit)
+			silent++
 		}
 
-		pause(ctx, jitter(wait))
-
-		if ctx.Err() != nil {
+		if pause.For(ctx, jitter(wait)) != nil {
 			return Receipt{}, expired(subject, ctx.Err(), err, unknown)
 		}
 	}
@@ -245,7 +263,8 @@ const (
 
 // repeatable reports whether a publish failed for now.
 func repeatable(err error) bool {
-	return errors.Is(err, ErrPublishUnknown) || errors.Is(err, ErrNoStream) || errors.Is(err, ErrUnavailable) || unsent(err)
+	return !transport.IsFinal(err) &&
+		(errors.Is(err, ErrPublishUnknown) || errors.Is(err, ErrNoStream) || errors.Is(err, ErrUnavailable) || unsent(err))
 }
 
 // unsent reports whether a publish failed for want of a way to the broker.
@@ -254,14 +273,23 @@ func unsent(err error) bool {
 }
 
 // refused is the error of a publish that the broker refused. What became of an
-// earlier attempt is not known by that, except where the broker has told that
-// it was not stored.
+// earlier attempt is not known by that, except where it was not stored and
+// cannot be any more.
 func refused(subject string, err error, unknown bool) error {
-	if unknown && !errors.Is(err, ErrConflict) && !errors.Is(err, ErrDuplicate) && !errors.Is(err, ErrPublishUnknown) {
+	if unknown && !errors.Is(err, ErrDuplicate) && !errors.Is(err, ErrPublishUnknown) && !overtaken(err) {
 		err = transport.Mark(ErrPublishUnknown, cause(err))
 	}
 
 	return publishError(subject, err)
+}
+
+// overtaken reports a conflict with a last sequence above the expected one. It
+// only ever grows, so that no earlier attempt that is still on its way will be
+// stored. One below it may yet be reached.
+func overtaken(err error) bool {
+	conflict, some := errors.AsType[*ConflictError](err)
+
+	return some && conflict.Known && conflict.Last > conflict.Expected
 }
 
 // expired is the error of a publish that was repeated until ctx ended. last is
@@ -284,10 +312,17 @@ func expired(subject string, ended, last error, unknown bool) error {
 	return publishError(subject, err)
 }
 
-// publishError gives err its circumstances, unless it has them.
+// publishError gives err its circumstances, as far as it has none.
 func publishError(subject string, err error) error {
-	if _, told := err.(*Error); told { //nolint:errorlint // around all of it
-		return err
+	if e, told := err.(*Error); told { //nolint:errorlint // around all of it
+		if e.Subject != "" || e.Op != "publish" {
+			return err
+		}
+
+		named := *e
+		named.Subject = subject
+
+		return &named
 	}
 
 	return &Error{Op: "publish", Subject: subject, Err: err}
@@ -300,17 +335,6 @@ func cause(err error) error {
 	}
 
 	return err
-}
-
-// pause waits for d, no longer than ctx.
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 // idSource makes up message ids: 130 random bits, and a number. It costs less

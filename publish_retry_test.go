@@ -105,6 +105,7 @@ func TestPublisherOptionsRefused(t *testing.T) {
 		"flush of receipts": {confirming, []goflux.PublisherOption{goflux.WithFlush()}, goflux.ErrInvalidOption},
 		"no flush":          {plain, []goflux.PublisherOption{goflux.WithFlush()}, goflux.ErrUnsupported},
 		"no receipts":       {plain, []goflux.PublisherOption{goflux.WithRetryAttempts(1)}, goflux.ErrUnsupported},
+		"nothing to await":  {plain, []goflux.PublisherOption{goflux.WithAckWait(time.Second)}, goflux.ErrUnsupported},
 		"no ids": {
 			&recorder{caps: transport.Of(transport.Receipts)},
 			[]goflux.PublisherOption{goflux.WithPublishRetry(0)}, goflux.ErrUnsupported,
@@ -117,6 +118,11 @@ func TestPublisherOptionsRefused(t *testing.T) {
 				t.Errorf("got %v, want %v", err, test.want)
 			}
 		})
+	}
+
+	_, err := goflux.NewPublisher(plain, constant(), goflux.WithRetryWait(time.Second))
+	if !errors.Is(err, goflux.ErrUnsupported) || !strings.Contains(err.Error(), "WithRetryWait") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -188,6 +194,74 @@ func TestAckWait(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// punctual is a wire of a transport with a default timeout.
+type punctual struct{ *wire }
+
+func (punctual) DefaultTimeout() time.Duration { return 500 * time.Millisecond }
+
+func (punctual) PublishAtomic(ctx context.Context, _ []transport.Message) (transport.Receipt, error) {
+	return transport.Receipt{}, silence(ctx)
+}
+
+func (punctual) Publish(ctx context.Context, m transport.Message) (transport.Receipt, error) {
+	if _, some := ctx.Deadline(); !some {
+		ctx, cancel := context.WithTimeout(ctx, punctual{}.DefaultTimeout())
+		defer cancel()
+
+		return punctual{}.Publish(ctx, m)
+	}
+
+	return transport.Receipt{}, silence(ctx)
+}
+
+// Without a deadline there is one rule, whatever is called.
+func TestTimeWithoutDeadline(t *testing.T) {
+	t.Parallel()
+
+	for name, test := range map[string]struct {
+		opts []goflux.PublisherOption
+		want time.Duration
+	}{
+		"the transport's": {nil, 500 * time.Millisecond},
+		"with attempts":   {[]goflux.PublisherOption{goflux.WithRetryAttempts(1)}, 500 * time.Millisecond},
+		"safe":            {[]goflux.PublisherOption{goflux.WithPublishRetry(0)}, 500 * time.Millisecond},
+		"set":             {[]goflux.PublisherOption{goflux.WithAckWait(2 * time.Second)}, 2 * time.Second},
+	} {
+		for call, publish := range map[string]func(context.Context, *goflux.BoundPublisher[order]) error{
+			"Publish": func(ctx context.Context, p *goflux.BoundPublisher[order]) error { return p.Publish(ctx, "a", order{}) },
+			"PublishBatch": func(ctx context.Context, p *goflux.BoundPublisher[order]) error {
+				_, err := p.PublishBatch(ctx, items(1)...)
+
+				return err
+			},
+			"PublishAtomic": func(ctx context.Context, p *goflux.BoundPublisher[order]) error {
+				_, err := p.PublishAtomic(ctx, items(1)...)
+
+				return err
+			},
+		} {
+			t.Run(name+"/"+call, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					w := newWire()
+					w.caps |= transport.Of(transport.AtomicBatches)
+
+					began := time.Now()
+					err := publish(t.Context(), publisher(t, punctual{w}, test.opts...))
+
+					if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, goflux.ErrPublishUnknown) {
+						t.Errorf("got %v", err)
+					}
+
+					if took := time.Since(began); took != test.want {
+						t.Errorf("it took %v, want %v", took, test.want)
+					}
+				})
+			})
+		}
 	}
 }
 
@@ -303,9 +377,18 @@ func TestPublishRetryEnds(t *testing.T) {
 		"too large":             {steps: []func(context.Context) error{fail(goflux.ErrTooLarge)}, want: []error{goflux.ErrTooLarge}, tries: 1},
 		"closed":                {steps: []func(context.Context) error{fail(goflux.ErrClosed)}, want: []error{goflux.ErrClosed}, tries: 1},
 		"refused after silence": {steps: []func(context.Context) error{silence, fail(refusal)}, want: []error{refusal}, unknown: true, tries: 2},
-		"conflict after silence": {
-			steps: []func(context.Context) error{silence, fail(&goflux.ConflictError{Expected: 1})},
+		"conflict":              {steps: []func(context.Context) error{fail(&goflux.ConflictError{Expected: 1})}, want: []error{goflux.ErrConflict}, tries: 1},
+		"conflict with a later one after silence": {
+			steps: []func(context.Context) error{silence, fail(&goflux.ConflictError{Expected: 1, Last: 2, Known: true})},
 			want:  []error{goflux.ErrConflict}, tries: 2,
+		},
+		"conflict with an earlier one after silence": {
+			steps: []func(context.Context) error{silence, fail(&goflux.ConflictError{Expected: 3, Last: 2, Known: true})},
+			want:  []error{goflux.ErrConflict}, tries: 2, unknown: true,
+		},
+		"conflict with something after silence": {
+			steps: []func(context.Context) error{silence, fail(&goflux.ConflictError{Expected: 1})},
+			want:  []error{goflux.ErrConflict}, tries: 2, unknown: true,
 		},
 		"no stream":               {steps: []func(context.Context) error{fail(goflux.ErrNoStream)}, want: []error{goflux.ErrNoStream, context.DeadlineExceeded}},
 		"offline":                 {steps: []func(context.Context) error{offline}, want: []error{goflux.ErrDisconnected, context.DeadlineExceeded}},

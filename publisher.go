@@ -117,14 +117,15 @@ type sender struct {
 	ids       idSource
 	err       error // of the construction
 
-	mu   sync.Mutex
-	pipe *pipeline // nil until something is published asynchronously
+	mu      sync.Mutex
+	pipe    *pipeline // nil until something is published asynchronously
+	opening *opening  // nil but while that is so for the first time
 }
 
 var errPublisherClosed = fmt.Errorf("%w: the publisher", ErrClosed)
 
-// Close makes every later Publish fail with [ErrClosed]; calls that are under
-// way end as they would have. What was published asynchronously and is not
+// Close makes every later Publish and Flush fail with [ErrClosed]; calls that are
+// under way end as they would have. What was published asynchronously and is not
 // confirmed ends with [ErrClosed], and [ErrPublishUnknown] if it was sent: call
 // Flush before. The transport stays open.
 func (s *sender) Close() error {

@@ -31,8 +31,14 @@ func (o sendOption) applySend(t *transport.Terms) error { return o.apply(t) }
 // sequence where the broker does.
 //
 // A message whose id is stored already does not conflict: the receipt says that
-// it is a duplicate. So it goes together with [WithPublishRetry]. It needs a
-// transport with [transport.ExpectedSequence].
+// it is a duplicate. So it goes together with [WithPublishRetry]. When an attempt
+// got no answer and a later one conflicts, the error is [ErrPublishUnknown] as
+// well, unless the last sequence is above n: then the message is not stored, and
+// never will be. It needs a transport with [transport.ExpectedSequence].
+//
+// To find out on JetStream whether the id is stored, it is sent once more, in a
+// message that the stream never stores. Who subscribes to the subject without a
+// stream (core NATS) sees it: an empty message with the header Nats-Rollup: none.
 func ExpectLastSequence(n uint64) SendOption {
 	return sendOption{"ExpectLastSequence", func(t *transport.Terms) error {
 		t.LastSequence = &n
@@ -52,7 +58,8 @@ func ExpectLastSubjectSequence(n uint64) SendOption {
 }
 
 // TTL lets the broker remove the message after d, delivered or not. JetStream
-// counts in seconds: d is rounded up to one (nats-server 2.11; the stream needs
+// counts in seconds, and not beyond its calendar: d is rounded up to a second,
+// and more than 100 years are 100 years (nats-server 2.11; the stream needs
 // AllowMsgTTL, else the error is [ErrUnsupported]). Zero and less are
 // [ErrInvalidOption]. It needs a transport with [transport.MessageTTL].
 func TTL(d time.Duration) SendOption {
@@ -83,7 +90,11 @@ func (p *BoundPublisher[T]) Send(ctx context.Context, subject string, v T, opts 
 		return Receipt{}, publishError(subject, err)
 	}
 
-	return p.onTerms(ctx, subject, v, terms)
+	if err := lacking(p.transport, terms.Needs()); err != nil {
+		return Receipt{}, publishError(subject, err)
+	}
+
+	return p.publish(ctx, subject, v, terms)
 }
 
 // PublishAt stores v now and lets it be delivered at the given time: by the
@@ -107,7 +118,7 @@ func (p *BoundPublisher[T]) PublishAt(ctx context.Context, subject string, v T, 
 
 	terms := &transport.Terms{At: at}
 
-	if err := p.allows(terms); err != nil {
+	if err := lacking(p.transport, terms.Needs()); err != nil {
 		return publishError(subject, err)
 	}
 
@@ -126,33 +137,20 @@ func (p *BoundPublisher[T]) PublishAfter(ctx context.Context, subject string, v 
 	return p.PublishAt(ctx, subject, v, time.Now().Add(d))
 }
 
-func (p *BoundPublisher[T]) onTerms(ctx context.Context, subject string, v T, terms *transport.Terms) (Receipt, error) {
-	if err := p.allows(terms); err != nil {
-		return Receipt{}, publishError(subject, err)
-	}
-
-	return p.publish(ctx, subject, v, terms)
-}
-
-// allows reports with ErrUnsupported terms that the transport does not have.
-func (s *sender) allows(terms *transport.Terms) error {
-	needs, has := terms.Needs(), s.transport.Capabilities()
-	if has&needs == needs {
-		return nil
-	}
-
-	return fmt.Errorf("%w: it needs %s, this one has: %s", ErrUnsupported, needs, has)
-}
-
 // PublishAtomic stores all items, in order and with nothing between them, or
 // none: when the error is nil all are stored, and unless it is
 // [ErrPublishUnknown] none is. The receipt is that of the last one.
 //
 // The items have to belong to one stream, and be no more than it takes (1000 on
 // JetStream, else [ErrTooLarge]). An id that was stored before makes the batch
-// fail with [ErrDuplicate]; where all items have one that was, the batch is a
-// duplicate, and the receipt says so. With [WithPublishRetry] the batch is
-// repeated as a whole. No items are nothing to do.
+// fail with [ErrDuplicate], and so does one that two items have; where all items
+// have one that was stored, the batch is a duplicate, and the receipt says so.
+// With [WithPublishRetry] the batch is repeated as a whole. No items are nothing
+// to do.
+//
+// To find out on JetStream whether ids are stored, each is sent once more, in a
+// message that the stream never stores. Who subscribes to the subject without a
+// stream (core NATS) sees it: an empty message with the header Nats-Rollup: none.
 //
 // It needs a transport with [transport.AtomicBatches], else the error is
 // [ErrUnsupported]. A stream of JetStream needs AllowAtomicPublish (nats-server
@@ -162,10 +160,13 @@ func (p *BoundPublisher[T]) PublishAtomic(ctx context.Context, items ...Item[T])
 		return Receipt{}, p.err
 	}
 
+	if err := require(p.transport, true, "PublishAtomic", transport.AtomicBatches); err != nil {
+		return Receipt{}, publishError("", err)
+	}
+
 	t, atomic := p.transport.(transport.AtomicPublisher)
-	if !atomic || !p.transport.Capabilities().Has(transport.AtomicBatches) {
-		return Receipt{}, publishError("", fmt.Errorf("PublishAtomic: %w: it needs %s, this one has: %s",
-			ErrUnsupported, transport.AtomicBatches, p.transport.Capabilities()))
+	if !atomic {
+		return Receipt{}, publishError("", ErrUnsupported)
 	}
 
 	flights := make([]flight, 0, len(items))
@@ -177,8 +178,17 @@ func (p *BoundPublisher[T]) PublishAtomic(ctx context.Context, items ...Item[T])
 		}
 	}
 
+	ids := make(map[string]bool, len(items))
+
 	for i := range items {
 		f, err := p.prepare(ctx, &items[i])
+		if id := f.msg.ID; err == nil && id != "" && ids[id] {
+			err = publishError(f.msg.Subject, fmt.Errorf("%w: two messages of the batch have the id %q", ErrDuplicate, id))
+			p.telemetry.endSend(f.ctx, f.span, f.start, err)
+		}
+
+		ids[f.msg.ID] = true
+
 		if err != nil {
 			end(err)
 

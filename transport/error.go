@@ -27,7 +27,7 @@ var (
 	ErrInvalidOption error = &kind{"invalid_option", "invalid option"}
 
 	// ErrTooLarge: payload or headers exceed what the broker takes.
-	ErrTooLarge error = &kind{"too_large", "message too large"}
+	ErrTooLarge error = &kind{"too_large", "message too large (send less, or raise the limit of the server or the stream)"}
 
 	// ErrUnsupported: the transport lacks the capability that was asked for.
 	ErrUnsupported error = &kind{"unsupported", "not supported by this transport"}
@@ -43,7 +43,7 @@ var (
 	ErrBufferFull error = &kind{"buffer_full", "the buffer is full"}
 
 	// ErrNoResponders: nobody listens on the subject of a request.
-	ErrNoResponders error = &kind{"no_responders", "no responders"}
+	ErrNoResponders error = &kind{"no_responders", "no responders (is one running, and does its subject match?)"}
 
 	// ErrNoStream: no stream stores the subject that was published on, or
 	// the stream has no leader at the moment.
@@ -51,11 +51,13 @@ var (
 
 	// ErrUnavailable: the broker cannot take the message at the moment, for
 	// want of a resource; nothing was stored. Trying again may help.
-	ErrUnavailable error = &kind{"unavailable", "the broker cannot take it at the moment"}
+	ErrUnavailable error = &kind{"unavailable", "the broker cannot take it at the moment (publish it again later, or use WithPublishRetry)"}
 
 	// ErrPublishUnknown: the broker did not confirm a message that was sent.
 	// It may be stored, or not, or yet be stored.
-	ErrPublishUnknown error = &kind{"publish_unknown", "the outcome is unknown: the message may be stored"}
+	ErrPublishUnknown error = &kind{
+		"publish_unknown", "the outcome is unknown: the message may be stored (publish it again under the same id)",
+	}
 
 	// ErrStreamNotFound: the stream that was named does not exist.
 	ErrStreamNotFound error = &kind{"stream_not_found", "stream not found"}
@@ -175,6 +177,21 @@ func ErrorType(err error) string {
 		return "_OTHER"
 	}
 }
+
+// Final marks the error of a publish that is not to be repeated: what it tells
+// is there to stay, although it matches [ErrPublishUnknown] or [ErrNoStream].
+func Final(err error) error { return &final{err} }
+
+// IsFinal reports whether err is marked by [Final].
+func IsFinal(err error) bool {
+	_, is := errors.AsType[*final](err)
+
+	return is
+}
+
+type final struct{ error }
+
+func (f *final) Unwrap() error { return f.error }
 
 // NewSentinel returns a sentinel error whose [ErrorType] is typ. It lets the
 // layers above and below define theirs in the same form.

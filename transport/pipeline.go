@@ -14,7 +14,8 @@ type Pipeliner interface {
 	// OpenPipeline opens a way to publish without waiting for receipts. done
 	// is called with the outcome of a message and the token it was sent
 	// under, serially, from a goroutine of the transport; it does not block.
-	// ctx bounds the opening.
+	// ctx bounds the opening; the connection may do so, too, since nobody who
+	// has a deadline waits for OpenPipeline itself.
 	OpenPipeline(ctx context.Context, done func(token uint64, r Receipt, err error)) (Pipeline, error)
 }
 
@@ -38,7 +39,8 @@ type Pipeline interface {
 	Send(token uint64, msg Message) error
 
 	// Close stops the calls of done; none comes after it has returned. It may
-	// be called while Send blocks. Closing twice is a no-op.
+	// be called while Send blocks, and does not wait for a connection that takes
+	// no more. Closing twice is a no-op.
 	Close() error
 }
 
@@ -51,4 +53,14 @@ type Retry struct {
 	// Attempts is how many tries may follow the first; -1 means until ctx
 	// ends.
 	Attempts int
+}
+
+// OrDefault returns r, or where r is nil what ADR-22 has as its default: 250 ms,
+// and 2 tries after the first.
+func (r *Retry) OrDefault() Retry {
+	if r == nil {
+		return Retry{Wait: 250 * time.Millisecond, Attempts: 2}
+	}
+
+	return *r
 }

@@ -79,7 +79,9 @@ var (
 
 	// ErrDuplicate: a message of an atomic batch has an id that is stored
 	// already, and the others do not.
-	ErrDuplicate error = &kind{"duplicate", "a message id of the batch is stored already"}
+	ErrDuplicate error = &kind{
+		"duplicate", "a message id of the batch is taken already (leave that message out, or give it an id of its own)",
+	}
 )
 
 // ConflictError says that a message was not stored because the stream, or the

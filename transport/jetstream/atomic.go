@@ -5,7 +5,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
 
@@ -35,7 +38,7 @@ func (t *Transport) PublishAtomic(ctx context.Context, msgs []transport.Message)
 
 	r, err := t.publishAtomic(ctx, msgs)
 	if err != nil {
-		return transport.Receipt{}, &transport.Error{Op: opPublish, Subject: msgs[0].Subject, Err: err}
+		return transport.Receipt{}, &transport.Error{Op: opPublish, Subject: msgs[0].Subject, Stream: r.Stream, Err: err}
 	}
 
 	return r, nil
@@ -49,7 +52,7 @@ func (t *Transport) publishAtomic(ctx context.Context, msgs []transport.Message)
 	if _, some := ctx.Deadline(); !some {
 		var cancel context.CancelFunc
 
-		ctx, cancel = context.WithTimeout(ctx, t.timeout())
+		ctx, cancel = context.WithTimeout(ctx, t.DefaultTimeout())
 		defer cancel()
 	}
 
@@ -67,25 +70,57 @@ func (t *Transport) publishAtomic(ctx context.Context, msgs []transport.Message)
 	}
 
 	// It may be this very batch, of an earlier attempt, that is stored.
-	for _, msg := range msgs {
-		if msg.ID == "" {
-			return transport.Receipt{}, err
-		}
+	if slices.ContainsFunc(msgs, func(msg transport.Message) bool { return msg.ID == "" }) {
+		return r, err
+	}
 
-		var (
-			stored bool
-			perr   error
-		)
+	switch last, stored, perr := t.allStored(ctx, msgs); {
+	case perr != nil:
+		return r, transport.Mark(transport.ErrPublishUnknown, transport.Mark(err, perr))
+	case !stored:
+		return r, err
+	default:
+		return last, nil
+	}
+}
 
-		switch r, stored, perr = t.stored(ctx, msg.Subject, msg.ID); {
-		case perr != nil:
-			return transport.Receipt{}, transport.Mark(transport.ErrPublishUnknown, transport.Mark(err, perr))
-		case !stored:
-			return transport.Receipt{}, err
+// allStored is stored for several messages, and returns the receipt of the last
+// one. It asks for all at once: one after the other, the time of an attempt
+// would be over before.
+func (t *Transport) allStored(ctx context.Context, msgs []transport.Message) (transport.Receipt, bool, error) {
+	var (
+		wg      sync.WaitGroup
+		last    transport.Receipt
+		missing atomic.Bool
+		errs    = make([]error, len(msgs))
+	)
+
+	for i, msg := range msgs {
+		wg.Go(func() {
+			r, stored, err := t.stored(ctx, msg.Subject, msg.ID)
+			if errs[i] = err; err == nil && !stored {
+				missing.Store(true)
+			}
+
+			if i == len(msgs)-1 {
+				last = r
+			}
+		})
+	}
+
+	wg.Wait()
+
+	if missing.Load() {
+		return transport.Receipt{}, false, nil
+	}
+
+	for _, err := range errs {
+		if err != nil {
+			return transport.Receipt{}, false, err
 		}
 	}
 
-	return r, nil
+	return last, true, nil
 }
 
 // commit sends the messages of a batch, the last of which commits it. The
@@ -175,8 +210,9 @@ func (t *Transport) begin(ctx context.Context, msg transport.Message, header nat
 		return err
 	}
 
-	return fmt.Errorf("%w: the server of stream %q knows no atomic batches (nats-server 2.12); the first message was stored by itself",
-		transport.ErrUnsupported, r.Stream)
+	return transport.Final(transport.Mark(transport.ErrPublishUnknown, fmt.Errorf(
+		"%w: the server of stream %q knows no atomic batches (nats-server 2.12) and stored the first message, alone, with the sequence %d: delete it",
+		transport.ErrUnsupported, r.Stream, r.Sequence)))
 }
 
 // withoutEffect is the error of a message before the last: what became of it

@@ -13,12 +13,16 @@ import (
 	natsjs "github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
+	"github.com/foomo/goflux/internal/crash"
 	"github.com/foomo/goflux/internal/natstest"
 	"github.com/foomo/goflux/transport"
 	"github.com/foomo/goflux/transport/jetstream"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	crash.Main(map[string]crash.Role{roleResponder: answerRequests, roleAwaiter: awaitTicket})
+	goleak.VerifyTestMain(m)
+}
 
 // env is a server with the stream EVENTS on events.>.
 type env struct {

@@ -2,10 +2,12 @@ package jetstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -29,7 +31,8 @@ type pipeline struct {
 
 var _ transport.Pipeliner = (*Transport)(nil)
 
-// OpenPipeline implements [transport.Pipeliner]. It does not wait for anything.
+// OpenPipeline implements [transport.Pipeliner]. It waits for nothing but the
+// connection, where that takes no more: no longer than its FlusherTimeout.
 func (t *Transport) OpenPipeline(
 	_ context.Context, done func(token uint64, r transport.Receipt, err error),
 ) (transport.Pipeline, error) {
@@ -60,6 +63,16 @@ func (t *Transport) openPipeline(done func(token uint64, r transport.Receipt, er
 	}
 
 	p.sub = sub
+
+	// Close goes through the pipelines after it has set closed, so that it sees
+	// this one, or this one sees closed.
+	t.mu.Lock()
+	t.pipelines[p] = struct{}{}
+	t.mu.Unlock()
+
+	if t.closed.Load() {
+		return nil, errors.Join(transport.ErrClosed, p.Close())
+	}
 
 	return p, nil
 }
@@ -110,7 +123,8 @@ func (p *pipeline) receive(msg *nats.Msg) {
 
 	r, err := p.transport.published.parse(msg)
 	if err != nil {
-		err = &transport.Error{Op: opPublish, Err: err}
+		// The subject is known to the owner of the pipeline.
+		r, err = transport.Receipt{}, &transport.Error{Op: opPublish, Stream: r.Stream, Err: err}
 	}
 
 	p.mu.Lock()
@@ -132,9 +146,28 @@ func (p *pipeline) Close() error {
 		return nil
 	}
 
-	if err := p.sub.Unsubscribe(); err != nil && !p.nc.IsClosed() {
-		return &transport.Error{Op: opClose, Err: mapError(err)}
+	p.transport.mu.Lock()
+	delete(p.transport.pipelines, p)
+	p.transport.mu.Unlock()
+
+	// Nothing is called any more. That the server is told takes until the
+	// connection takes it, or is given up.
+	told := make(chan error, 1)
+	go func() { told <- p.sub.Unsubscribe() }()
+
+	timer := time.NewTimer(unsubscribeTimeout)
+	defer timer.Stop()
+
+	select {
+	case err := <-told:
+		if err != nil && !p.nc.IsClosed() {
+			return &transport.Error{Op: opClose, Err: mapError(err)}
+		}
+	case <-timer.C:
 	}
 
 	return nil
 }
+
+// unsubscribeTimeout is how long Close waits for a connection that takes no more.
+const unsubscribeTimeout = 100 * time.Millisecond

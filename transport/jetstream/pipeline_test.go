@@ -15,8 +15,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/foomo/goflux"
+	"github.com/foomo/goflux/codec/raw"
+	"github.com/foomo/goflux/internal/chaos"
 	"github.com/foomo/goflux/internal/natstest"
 	"github.com/foomo/goflux/transport"
+	"github.com/foomo/goflux/transport/jetstream"
 )
 
 // batchOf returns a batch of n on a subject; the payloads count from 0.
@@ -460,4 +463,149 @@ func await[T any](t *testing.T, c <-chan T) T {
 
 		panic("unreachable")
 	}
+}
+
+// stalled returns a transport over a connection that takes no more, and a
+// publisher that has published before.
+func stalled(t *testing.T) (*jetstream.Transport, *goflux.BoundPublisher[string]) {
+	t.Helper()
+
+	s := natstest.RunTCP(t)
+	natstest.Stream(t, natstest.JetStream(t, natstest.Connect(t, s)), natsjs.StreamConfig{Name: "EVENTS", Subjects: []string{"events.>"}})
+
+	proxy, err := chaos.NewProxy(s.URL(), 1)
+	must(t, err)
+	t.Cleanup(func() { must(t, proxy.Close()) })
+
+	nc := natstest.Connect(t, natstest.URL(proxy.URL()))
+
+	tr, err := jetstream.New(natstest.JetStream(t, nc))
+	must(t, err)
+
+	// What was opened before does not have to be opened then.
+	open := publisher(t, tr)
+	must(t, open.Publish(within(t), "events.a", "x"))
+
+	_, err = open.PublishBatch(within(t), batchOf("events.a", 1)...)
+	must(t, err)
+
+	proxy.Stall(chaos.Both)
+
+	filled := make(chan struct{})
+
+	go func() {
+		defer close(filled)
+
+		for nc.Publish("other", make([]byte, 512<<10)) == nil {
+			if nc.Stats().OutMsgs > 1000 {
+				return
+			}
+		}
+	}()
+
+	t.Cleanup(func() {
+		proxy.Resume()
+		nc.Close()
+		<-filled
+	})
+
+	// It takes no more when a call that does nothing blocks.
+	natstest.Eventually(t, func() bool {
+		blocked := make(chan struct{})
+
+		go func() {
+			defer close(blocked)
+
+			_ = nc.Publish("other", nil)
+		}()
+
+		select {
+		case <-blocked:
+			return false
+		case <-time.After(300 * time.Millisecond):
+			return true
+		}
+	}, "the connection to take no more")
+
+	return tr, open
+}
+
+// A connection that takes no more holds up nobody who has a deadline, and not
+// Close.
+func TestPipelineOverAStalledConnection(t *testing.T) {
+	t.Parallel()
+
+	tr, open := stalled(t)
+
+	fresh, err := goflux.NewPublisher(tr, raw.String())
+	must(t, err)
+
+	for _, pub := range []*goflux.BoundPublisher[string]{fresh, open} {
+		for what, publish := range map[string]func(ctx context.Context) error{
+			"PublishBatch": func(ctx context.Context) error {
+				_, err := pub.PublishBatch(ctx, batchOf("events.a", 2)...)
+
+				return err
+			},
+			"PublishAsync": func(ctx context.Context) error {
+				p, err := pub.PublishAsync(ctx, "events.a", "x")
+				if err != nil {
+					return err
+				}
+
+				_, err = p.Wait(ctx)
+
+				return err
+			},
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			began := time.Now()
+			err := publish(ctx)
+
+			cancel()
+
+			if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || took > natstest.Limit/4 {
+				t.Errorf("%s: %v after %v", what, err, took)
+			}
+		}
+	}
+
+	for what, end := range map[string]func() error{"the publisher": open.Close, "the new publisher": fresh.Close, "the transport": tr.Close} {
+		began := time.Now()
+		must(t, end())
+
+		if took := time.Since(began); took > natstest.Limit/4 {
+			t.Errorf("closing %s took %v", what, took)
+		}
+	}
+}
+
+// A closed transport leaves nothing on the caller's connection, also where the
+// publishers are still open.
+func TestCloseEndsPipelines(t *testing.T) {
+	t.Parallel()
+
+	e := setup(t)
+
+	tr, err := jetstream.New(e.js)
+	must(t, err)
+
+	before := e.nc.NumSubscriptions()
+	pub := publisher(t, tr)
+
+	_, err = pub.PublishBatch(within(t), batchOf("events.a", 10)...)
+	must(t, err)
+
+	if n := e.nc.NumSubscriptions(); n != before+1 {
+		t.Errorf("%d subscriptions, want %d", n, before+1)
+	}
+
+	must(t, tr.Close())
+
+	if n := e.nc.NumSubscriptions(); n != before {
+		t.Errorf("%d subscriptions are left, want %d", n, before)
+	}
+
+	_, err = pub.PublishBatch(within(t), batchOf("events.a", 1)...)
+	mustBe(t, err, goflux.ErrClosed)
 }

@@ -25,10 +25,6 @@ var publishes = transport.Of(
 // the wire (nats-server v2.15.2).
 const maxHeader = math.MaxUint16
 
-// adr22 is how often, and when, a publish is repeated that no stream answered
-// for (ADR-22).
-var adr22 = transport.Retry{Wait: 250 * time.Millisecond, Attempts: 2}
-
 // Publish implements [transport.Publisher]. Every error is a
 // [*transport.Error] around [transport.ErrNoStream], [transport.ErrTooLarge],
 // [transport.ErrUnsupported] (a reply subject, which a stream does not keep, or
@@ -47,12 +43,14 @@ var adr22 = transport.Retry{Wait: 250 * time.Millisecond, Attempts: 2}
 func (t *Transport) Publish(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
 	r, err := t.publish(ctx, msg)
 	if err != nil {
-		return transport.Receipt{}, &transport.Error{Op: opPublish, Subject: msg.Subject, Err: err}
+		return transport.Receipt{}, &transport.Error{Op: opPublish, Subject: msg.Subject, Stream: r.Stream, Err: err}
 	}
 
 	return r, nil
 }
 
+// publish names the stream in the receipt also where it returns an error, if it
+// was told.
 func (t *Transport) publish(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
 	switch {
 	case t.closed.Load():
@@ -64,7 +62,7 @@ func (t *Transport) publish(ctx context.Context, msg transport.Message) (transpo
 	if _, some := ctx.Deadline(); !some {
 		var cancel context.CancelFunc
 
-		ctx, cancel = context.WithTimeout(ctx, t.timeout())
+		ctx, cancel = context.WithTimeout(ctx, t.DefaultTimeout())
 		defer cancel()
 	}
 
@@ -80,8 +78,9 @@ func (t *Transport) publish(ctx context.Context, msg transport.Message) (transpo
 	return t.confirm(ctx, msg.Subject, header, msg.Data, msg.Retry)
 }
 
-// timeout is how long a publish may take without a deadline.
-func (t *Transport) timeout() time.Duration {
+// DefaultTimeout is how long a publish may take where its ctx has no deadline:
+// the handle's default timeout, or 5 s where it has none.
+func (t *Transport) DefaultTimeout() time.Duration {
 	if d := t.js.Options().DefaultTimeout; d > 0 {
 		return d
 	}
@@ -106,11 +105,9 @@ func (t *Transport) confirm(
 
 // ask is confirm, and returns the answer as it is.
 func (t *Transport) ask(
-	ctx context.Context, subject string, header nats.Header, data []byte, how *transport.Retry,
+	ctx context.Context, subject string, header nats.Header, data []byte, retry *transport.Retry,
 ) (*nats.Msg, error) {
-	if how == nil {
-		how = &adr22
-	}
+	how := retry.OrDefault()
 
 	var last error // that no stream answered
 
@@ -348,9 +345,7 @@ func (t *Transport) publishOnTerms(ctx context.Context, msg transport.Message) (
 	}
 
 	if terms.TTL > 0 {
-		// The server counts in seconds and rounds down.
-		seconds := (terms.TTL + time.Second - 1) / time.Second
-		header.Set(natsjs.MsgTTLHeader, strconv.FormatInt(int64(seconds), 10))
+		header.Set(natsjs.MsgTTLHeader, strconv.FormatInt(ttlSeconds(terms.TTL), 10))
 	}
 
 	if err := checkHeader(header); err != nil {
@@ -374,20 +369,31 @@ func (t *Transport) publishOnTerms(ctx context.Context, msg transport.Message) (
 	conflict.Expected = expected
 
 	if msg.ID == "" {
-		return transport.Receipt{}, err
+		return r, err
 	}
 
 	// It may be this very message, of an earlier attempt, that it conflicts
 	// with: a server without a cluster looks at the expectation before it
 	// looks at the id (nats-server v2.15.2).
-	switch r, stored, perr := t.stored(ctx, msg.Subject, msg.ID); {
+	switch old, stored, perr := t.stored(ctx, msg.Subject, msg.ID); {
 	case perr != nil:
-		return transport.Receipt{}, transport.Mark(transport.ErrPublishUnknown, transport.Mark(err, perr))
+		return r, transport.Mark(transport.ErrPublishUnknown, transport.Mark(err, perr))
 	case stored:
-		return r, nil
+		return old, nil
 	default:
-		return transport.Receipt{}, err
+		return r, err
 	}
+}
+
+// ttlSeconds returns a TTL in seconds, rounded up: the server rounds down, and
+// adds to the time in nanoseconds, which ends in the year 2262.
+func ttlSeconds(d time.Duration) int64 {
+	seconds := int64(d / time.Second)
+	if d%time.Second > 0 {
+		seconds++
+	}
+
+	return min(seconds, int64(100*365*24*time.Hour/time.Second))
 }
 
 // stored asks the stream of a subject whether it has stored a message id within

@@ -15,6 +15,8 @@ import (
 // What a stream answers to a message that it does not store, after errors.json
 // of nats-server v2.15.2. nats.go v1.55.0 has names for few of them.
 const (
+	codeNoLeader          natsjs.ErrorCode = 10008 // of the cluster, at the moment
+	codeNoResources       natsjs.ErrorCode = 10023 // the server's store is full; it gives up to lead
 	codeSequenceMismatch  natsjs.ErrorCode = 10063 // within the cluster, not the message's
 	codeWrongLastSequence natsjs.ErrorCode = 10071 // the text tells which one it is
 	codeStoreFailed       natsjs.ErrorCode = 10077
@@ -23,6 +25,7 @@ const (
 	codeConflict          natsjs.ErrorCode = 10164 // another message of the subject is being stored
 	codeTTLInvalid        natsjs.ErrorCode = 10165
 	codeTTLDisabled       natsjs.ErrorCode = 10166
+	codeTooManyRequests   natsjs.ErrorCode = 10167 // more wait for the stream than it lets
 	codeAtomicDisabled    natsjs.ErrorCode = 10174
 	codeAtomicIncomplete  natsjs.ErrorCode = 10176
 	codeScheduleDisabled  natsjs.ErrorCode = 10188
@@ -67,7 +70,7 @@ func refusal(api *natsjs.APIError) error {
 			fmt.Errorf("the schedule is not in the stream of the subject, see WithSchedulePrefix: %w", api))
 	case codeAtomicDisabled:
 		return disabled(api, "AllowAtomicPublish", 12)
-	case codeAtomicIncomplete, codeAtomicInflight:
+	case codeAtomicIncomplete, codeAtomicInflight, codeTooManyRequests, codeNoResources, codeNoLeader:
 		return transport.Mark(transport.ErrUnavailable, api)
 	case codeAtomicTooLarge:
 		return transport.Mark(transport.ErrTooLarge, api)

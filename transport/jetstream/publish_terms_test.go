@@ -3,6 +3,7 @@ package jetstream_test
 import (
 	"context"
 	"errors"
+	"math"
 	"strings"
 	"sync"
 	"testing"
@@ -227,7 +228,7 @@ func TestTTL(t *testing.T) {
 
 	s := natstest.Stream(t, e.js, natsjs.StreamConfig{Name: "TTL", Subjects: []string{"ttl"}, AllowMsgTTL: true})
 
-	for d, want := range map[time.Duration]string{time.Millisecond: "1", time.Minute: "60", 90*time.Second + 1: "91"} {
+	for d, want := range map[time.Duration]string{time.Millisecond: "1", time.Minute: "60", 90*time.Second + 1: "91", math.MaxInt64: "3153600000"} {
 		r, err := pub.Send(ctx, "ttl", "x", goflux.TTL(d))
 		must(t, err)
 
@@ -242,7 +243,7 @@ func TestTTL(t *testing.T) {
 	natstest.Eventually(t, func() bool {
 		info, err := s.Info(ctx)
 
-		return err == nil && info.State.Msgs == 2
+		return err == nil && info.State.Msgs == 3
 	}, "the end of the message that is kept for a second")
 }
 

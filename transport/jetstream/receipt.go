@@ -3,6 +3,7 @@ package jetstream
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
@@ -24,7 +25,8 @@ type pubAck struct {
 	Duplicate bool             `json:"duplicate"`
 }
 
-// parse reads an answer. Its errors are translated.
+// parse reads an answer. Its errors are translated; with them the receipt tells
+// the stream, if one has answered.
 func (c *receipts) parse(msg *nats.Msg) (transport.Receipt, error) {
 	if noResponders(msg) {
 		return transport.Receipt{}, mapError(natsjs.ErrNoStreamResponse)
@@ -41,11 +43,13 @@ func (c *receipts) parse(msg *nats.Msg) (transport.Receipt, error) {
 	var ack pubAck
 
 	switch err := json.Unmarshal(msg.Data, &ack); {
-	case err == nil && ack.Error != nil:
-		return transport.Receipt{}, refusal(ack.Error)
-	case err != nil, ack.Stream == "":
-		// Somebody else answered. Whether there is a stream, too, is not told.
-		return transport.Receipt{}, transport.Mark(transport.ErrPublishUnknown, mapError(natsjs.ErrInvalidJSAck))
+	case err == nil && ack.Error != nil && ack.Error.ErrorCode != 0:
+		return transport.Receipt{Stream: ack.Stream}, refusal(ack.Error)
+	case err != nil, ack.Error != nil, ack.Stream == "", ack.Sequence == 0:
+		// Whether there is a stream, too, is not told. To ask again would be to
+		// call somebody again who may do something each time.
+		return transport.Receipt{}, transport.Final(transport.Mark(transport.ErrPublishUnknown, mapError(fmt.Errorf(
+			"%w: what answers on this subject is no stream, or not alone: let nobody else answer there", natsjs.ErrInvalidJSAck))))
 	}
 
 	if stream == nil || *stream != ack.Stream {
@@ -86,5 +90,5 @@ func plainReceipt(data []byte, stream string) (uint64, bool) {
 		seq = seq*10 + uint64(c-'0')
 	}
 
-	return seq, true
+	return seq, seq > 0
 }

@@ -28,8 +28,9 @@ const defaultSchedulePrefix = "schedule"
 // ("schedule.orders.>" beside "orders.>"), and AllowMsgSchedules, which needs
 // nats-server 2.12. Its consumers must not select them: a message that waits
 // would be delivered to them at once. It is removed when its time has come. A
-// stream with interest retention cannot be used, since it drops a message that
-// no consumer selects.
+// stream with interest retention cannot be used, since it confirms a message that
+// no consumer selects, and drops it. A stream is looked at once a minute: when it
+// is given interest retention afterwards, what is scheduled meanwhile is lost.
 //
 // A prefix that is not a subject is [transport.ErrInvalidOption].
 func WithSchedulePrefix(prefix string) TransportOption {
@@ -49,8 +50,19 @@ type schedules struct {
 	prefix string // empty means the default
 
 	mu      sync.Mutex
-	streams []natsjs.StreamConfig // that are known to keep them
+	streams []scheduling
 }
+
+// scheduling is a stream that keeps schedules.
+type scheduling struct {
+	name     string
+	subjects []string
+	seen     time.Time
+}
+
+// scheduleTrust is how long what was seen of a stream is relied upon. No answer
+// of the server tells that a stream does not keep what it confirms.
+const scheduleTrust = time.Minute
 
 // schedule stores a message that the server delivers later.
 func (t *Transport) schedule(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
@@ -108,13 +120,13 @@ func (s *schedules) base(target string) string {
 // keepsSchedules makes sure, before anything is sent, that the stream of a
 // schedule does what is expected of it: a server that knows no schedules stores
 // them as if they were messages, and a stream with interest retention confirms
-// them and drops them. A stream is looked up once.
+// them and drops them.
 func (t *Transport) keepsSchedules(ctx context.Context, subject, target string) error {
 	s := &t.schedulable
 
 	s.mu.Lock()
-	known := slices.ContainsFunc(s.streams, func(c natsjs.StreamConfig) bool {
-		return covers(c.Subjects, subject) && covers(c.Subjects, target)
+	known := slices.ContainsFunc(s.streams, func(c scheduling) bool {
+		return time.Since(c.seen) < scheduleTrust && covers(c.subjects, subject) && covers(c.subjects, target)
 	})
 	s.mu.Unlock()
 
@@ -126,6 +138,8 @@ func (t *Transport) keepsSchedules(ctx context.Context, subject, target string) 
 		return err
 	}
 
+	seen := time.Now()
+
 	name, err := t.js.StreamNameBySubject(ctx, subject)
 	if errors.Is(err, natsjs.ErrStreamNotFound) {
 		return transport.Mark(transport.ErrStreamNotFound, fmt.Errorf(
@@ -134,12 +148,12 @@ func (t *Transport) keepsSchedules(ctx context.Context, subject, target string) 
 	}
 
 	if err != nil {
-		return mapError(err)
+		return lookupError(err)
 	}
 
 	stream, err := t.js.Stream(ctx, name)
 	if err != nil {
-		return mapError(err)
+		return lookupError(err)
 	}
 
 	switch c := stream.CachedInfo().Config; {
@@ -155,11 +169,20 @@ func (t *Transport) keepsSchedules(ctx context.Context, subject, target string) 
 		s.mu.Lock()
 		defer s.mu.Unlock()
 
-		s.streams = slices.DeleteFunc(s.streams, func(old natsjs.StreamConfig) bool { return old.Name == c.Name })
-		s.streams = append(s.streams, natsjs.StreamConfig{Name: c.Name, Subjects: c.Subjects})
+		s.streams = slices.DeleteFunc(s.streams, func(old scheduling) bool { return old.name == c.Name })
+		s.streams = append(s.streams, scheduling{c.Name, c.Subjects, seen})
 
 		return nil
 	}
+}
+
+// lookupError is the error of looking at a stream, before anything was sent.
+func lookupError(err error) error {
+	if api, some := errors.AsType[*natsjs.APIError](err); some {
+		return refusal(api)
+	}
+
+	return mapError(err)
 }
 
 func covers(filters []string, subject string) bool {

@@ -150,6 +150,37 @@ func TestScheduleNeedsItsStream(t *testing.T) {
 	}
 }
 
+// What was seen of a stream is not relied upon for ever.
+func TestScheduleAfterAChangeOfRetention(t *testing.T) {
+	t.Parallel()
+
+	e := setup(t)
+	cfg := natsjs.StreamConfig{Name: "LATER", Subjects: []string{"later", "schedule.later.*"}, AllowMsgSchedules: true}
+	natstest.Stream(t, e.js, cfg)
+
+	tr := e.transport(t)
+	pub := publisher(t, tr)
+	ctx := within(t)
+
+	must(t, pub.PublishAfter(ctx, "later", "x", time.Hour))
+
+	cfg.Retention = natsjs.InterestPolicy
+	_, err := e.js.UpdateStream(ctx, cfg)
+	must(t, err)
+
+	jetstream.AgeSchedules(tr)
+
+	if err := pub.PublishAfter(ctx, "later", "x", time.Hour); !errors.Is(err, goflux.ErrUnsupported) {
+		t.Errorf("got %v", err)
+	}
+
+	cfg.Retention = natsjs.LimitsPolicy
+	_, err = e.js.UpdateStream(ctx, cfg)
+	must(t, err)
+
+	must(t, pub.PublishAfter(ctx, "later", "x", time.Hour))
+}
+
 func TestWithSchedulePrefix(t *testing.T) {
 	t.Parallel()
 

@@ -56,9 +56,10 @@ type Transport struct {
 	published   receipts
 	schedulable schedules
 
-	closed atomic.Bool
-	mu     sync.Mutex
-	subs   map[*subscription]struct{}
+	closed    atomic.Bool
+	mu        sync.Mutex
+	subs      map[*subscription]struct{}
+	pipelines map[*pipeline]struct{}
 }
 
 var _ transport.Transport = (*Transport)(nil)
@@ -113,7 +114,7 @@ func New(js natsjs.JetStream, opts ...TransportOption) (*Transport, error) {
 		return nil, &transport.Error{Op: opOpen, Err: invalid("the JetStream handle is nil")}
 	}
 
-	t := &Transport{js: js, subs: make(map[*subscription]struct{})}
+	t := &Transport{js: js, subs: make(map[*subscription]struct{}), pipelines: make(map[*pipeline]struct{})}
 
 	for _, opt := range opts {
 		if opt == nil {
@@ -336,7 +337,8 @@ func (t *Transport) forget(s *subscription) {
 
 // Close implements [transport.Transport]. It deletes the consumers of
 // subscriptions without a group, waits up to two seconds for that, and returns
-// what went wrong.
+// what went wrong. What is being published asynchronously is not confirmed any
+// more: close the publishers before.
 func (t *Transport) Close() error {
 	if t.closed.Swap(true) {
 		return nil
@@ -347,6 +349,12 @@ func (t *Transport) Close() error {
 
 	for s := range t.subs {
 		subs = append(subs, s)
+	}
+
+	var pipelines sync.WaitGroup
+
+	for p := range t.pipelines {
+		pipelines.Go(func() { _ = p.Close() })
 	}
 	t.mu.Unlock()
 
@@ -363,6 +371,8 @@ func (t *Transport) Close() error {
 			errs = append(errs, err)
 		}
 	}
+
+	pipelines.Wait()
 
 	if t.disconnect != nil {
 		errs = append(errs, t.disconnect())
