@@ -212,7 +212,9 @@ func TestDocsHandlerOnJetStream(t *testing.T) {
 		return nil
 	}}
 
-	if err := jetstream.NewSubscriber(consumer, json.NewCodec[order]()).Subscribe(ctx, "", s.Handle); err != nil {
+	// With AckSync the server has counted the ack when Subscribe returns.
+	sub := jetstream.NewSubscriber(consumer, json.NewCodec[order](), goflux.WithAckSync())
+	if err := sub.Subscribe(ctx, "", s.Handle); err != nil {
 		t.Fatal(err)
 	}
 
