@@ -396,7 +396,7 @@ func (s *sender) pipeline(ctx context.Context) (*pipeline, error) {
 
 		// Opening takes its time where the connection takes no more, whatever
 		// ctx says.
-		go s.open(o, t)
+		go s.open(context.WithoutCancel(ctx), o, t)
 	}
 
 	s.mu.Unlock()
@@ -412,8 +412,8 @@ func (s *sender) pipeline(ctx context.Context) (*pipeline, error) {
 	}
 }
 
-func (s *sender) open(o *opening, t transport.Pipeliner) {
-	ctx, cancel := s.bound(context.Background())
+func (s *sender) open(ctx context.Context, o *opening, t transport.Pipeliner) {
+	ctx, cancel := s.bound(ctx)
 	defer cancel()
 
 	pipe, err := openPipeline(ctx, s, t)

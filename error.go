@@ -94,7 +94,7 @@ var (
 	// stored; see [ConflictError].
 	ErrConflict = transport.ErrConflict
 	// ErrDuplicate: an atomic batch has a message whose id is stored already,
-	// and nothing was stored.
+	// or two with the same id, and nothing was stored.
 	ErrDuplicate = transport.ErrDuplicate
 )
 

@@ -128,7 +128,7 @@ func (s *BoundSubscriber[T]) serveLoop(ctx context.Context, subject string, l *l
 	err := s.serve(ctx, subject, looping[T]{&processor[T]{codec: s.codec, handler: l.handle}, l})
 
 	if n := l.lost.Load(); n > 0 {
-		s.cfg.log().LogAttrs(ctx, slog.LevelWarn, "goflux: messages were lost: a loop was left before them, and this transport does not redeliver",
+		s.cfg.log().LogAttrs(ctx, slog.LevelWarn, "goflux: messages were lost: a loop was left, and this transport does not redeliver",
 			slog.String("subject", subject), slog.Uint64("count", n))
 	}
 

@@ -569,7 +569,7 @@ func TestOutcomesTableInMemory(t *testing.T) {
 					t.Fatal(err)
 				}
 
-				got.givenUp = int(tr.GivenUp()) //nolint:gosec // one
+				got.givenUp = int(tr.GivenUp())
 				c.check(t, s, true, got)
 			})
 		})
@@ -577,7 +577,7 @@ func TestOutcomesTableInMemory(t *testing.T) {
 }
 
 // On JetStream time is real, so all cells are played at once.
-func TestOutcomesTableOnJetStream(t *testing.T) {
+func TestOutcomesTableOnJetStream(t *testing.T) { //nolint:tparallel // its cells have been played when they are looked at
 	t.Parallel()
 
 	nc := natstest.Connect(t, natstest.Run(t))
@@ -628,8 +628,8 @@ func TestOutcomesTableOnJetStream(t *testing.T) {
 
 	playing.Wait()
 
-	for i, p := range all {
-		t.Run(p.name, func(t *testing.T) { //nolint:paralleltest // it has been played
+	for i, p := range all { //nolint:paralleltest // they have been played
+		t.Run(p.name, func(t *testing.T) {
 			if p.err != nil {
 				t.Fatal(p.err)
 			}
@@ -736,6 +736,18 @@ func TestOutcomesTableWithoutRedelivery(t *testing.T) {
 	}
 
 	for name, open := range map[string]func(*testing.T, string) stage{"core NATS": core, "JetStream, ack policy none": acksNone} {
+		for _, opt := range []goflux.SubscriberOption{
+			goflux.WithManualAck(), goflux.WithAckSync(), goflux.WithRetryPolicy(goflux.ConstantRetry(0)), goflux.WithStrictOrder(),
+		} {
+			t.Run(name+"/"+opt.String(), func(t *testing.T) {
+				t.Parallel()
+
+				if _, err := goflux.NewSubscriber(open(t, opt.String()).Subscriber, raw.String(), opt); !errors.Is(err, goflux.ErrUnsupported) {
+					t.Errorf("got %v, want ErrUnsupported", err)
+				}
+			})
+		}
+
 		for i, c := range inRealTime.fleeting() {
 			for _, letters := range []bool{true, false} {
 				t.Run(fmt.Sprintf("%s/%s/dead letters %v", name, c.name, letters), func(t *testing.T) {

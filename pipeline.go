@@ -671,6 +671,7 @@ func (p *pipeline) abandon(end ending, ended error) {
 		}
 	}
 
+	p.start()
 	p.mu.Unlock()
 	p.tell(over...)
 }

@@ -34,7 +34,7 @@ type pace struct {
 	grown  int  // answers since it did
 	flying int  // messages that wait
 	quiet  int  // messages that do, but do not count
-	away   bool // nothing that was sent since the width was last reduced is stored
+	away   bool // no stream has answered to what was sent since the width was reduced
 	none   int  // answers that there is no stream, one after the other
 
 	last   time.Time // when something was last heard, or first waited for
@@ -75,24 +75,23 @@ func (c *pace) answered(now, handed time.Time, err error) {
 	c.newest = latest(c.newest, handed)
 	since := handed.After(c.cut)
 
-	if err == nil || !errors.Is(err, ErrNoStream) {
-		c.none = 0
+	if errors.Is(err, ErrNoStream) {
+		c.none++
+
+		return
 	}
 
+	c.none = 0
+
 	switch {
-	case err == nil:
+	case !errors.Is(err, ErrUnavailable):
 		if since && c.away {
 			c.away, c.width = false, max(c.width, min(c.calm, paceStart))
 		}
 
 		c.grow()
-	case errors.Is(err, ErrUnavailable):
-		// What was sent before the width was reduced says nothing new.
-		if since {
-			c.reduce(now, min(c.flying, c.width)/2)
-		}
-	case errors.Is(err, ErrNoStream):
-		c.none++
+	case since: // what was sent before says nothing new
+		c.reduce(now, min(c.flying, c.width)/2)
 	}
 }
 

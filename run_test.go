@@ -155,7 +155,7 @@ func TestRunOfTasksThatDoNotReturn(t *testing.T) {
 		says string
 	}{
 		"panics":             {func(context.Context) error { panic("oops") }, goflux.ErrPanic, "oops"},
-		"panics with nil":    {func(context.Context) error { var m map[string]int; m["a"]++; return nil }, goflux.ErrPanic, "nil map"},
+		"panics with nil":    {func(context.Context) error { write(nil); return nil }, goflux.ErrPanic, "nil map"},
 		"ends its goroutine": {func(context.Context) error { runtime.Goexit(); return nil }, nil, "Goexit"},
 		"a typed nil":        {func(context.Context) error { return typedNil() }, goflux.ErrPanic, "*goflux_test.failure"},
 	} {
@@ -291,12 +291,14 @@ func TestRunUntilSignal(t *testing.T) {
 	}
 }
 
+func write(m map[string]int) { m["a"]++ }
+
 // untilSignal is what the process runs.
 func untilSignal(kind string) (code int) {
 	err := goflux.RunUntilSignal(context.Background(), func(ctx context.Context) error {
-		fmt.Println("running")
+		fmt.Fprintln(os.Stdout, "running")
 		<-ctx.Done()
-		fmt.Println("stopping")
+		fmt.Fprintln(os.Stdout, "stopping")
 
 		if kind == "hangs" {
 			<-context.Background().Done() // never
@@ -304,7 +306,7 @@ func untilSignal(kind string) (code int) {
 
 		return ctx.Err()
 	})
-	fmt.Println("returned", err)
+	fmt.Fprintln(os.Stdout, "returned", err)
 
 	return 0
 }

@@ -117,7 +117,10 @@ func TestPanicsOfWhatUsersSupply(t *testing.T) {
 					t.Fatal(err)
 				}
 
-				var calls, others atomic.Int64
+				var (
+					calls, others atomic.Int64
+					first         time.Time
+				)
 
 				stop := serveDead(t, sub, "orders", func(_ context.Context, msg goflux.Message[string]) error {
 					if msg.Payload == "another" {
@@ -127,8 +130,15 @@ func TestPanicsOfWhatUsersSupply(t *testing.T) {
 					}
 
 					if calls.Add(1) > 1 {
+						// By policy, not because the lease ran out.
+						if took := time.Since(first); took > time.Second {
+							t.Errorf("it came again after %v", took)
+						}
+
 						return msg.Ack()
 					}
+
+					first = time.Now()
 
 					if c.fails != nil {
 						return c.fails(msg)

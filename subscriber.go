@@ -137,7 +137,7 @@ func (r *receiver) configure(opts []SubscriberOption, keyFits func(any) bool) er
 	}
 
 	if c.manual && c.strict {
-		return fmt.Errorf("%w: WithStrictOrder is for automatic acks: what a handler settles by hand, at any time, cannot hold its key", ErrInvalidOption)
+		return fmt.Errorf("%w: WithStrictOrder is for automatic acks: what is settled by hand cannot hold its key", ErrInvalidOption)
 	}
 
 	if c.key != nil && !keyFits(c.key) {

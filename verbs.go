@@ -43,5 +43,5 @@ type toldSettler struct {
 func (s toldSettler) Settle(ctx context.Context, token any, v transport.Verdict) error {
 	s.tell(v.Action)
 
-	return s.Settler.Settle(ctx, token, v) //nolint:wrapcheck // Message does it
+	return s.Settler.Settle(ctx, token, v)
 }

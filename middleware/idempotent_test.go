@@ -540,6 +540,38 @@ func TestIdempotentVerbs(t *testing.T) {
 	}
 }
 
+// A verb that comes too late changes nothing: the message was given back.
+func TestIdempotentLateVerb(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var calls atomic.Int64
+
+		tr := open(t)
+		stop := serve(t, tr, middleware.Idempotent[int](middleware.NewMemoryStore(0, 0), "billing")(
+			func(_ context.Context, msg goflux.Message[int]) error {
+				if calls.Add(1) > 1 {
+					return nil
+				}
+
+				time.AfterFunc(time.Second, func() {
+					if err := msg.Ack(); !errors.Is(err, goflux.ErrSettled) {
+						t.Errorf("the late Ack returned %v", err)
+					}
+				})
+
+				return goflux.RetryAfter(time.Minute, errors.New("not yet"))
+			}), goflux.WithLogger(slog.New(slog.DiscardHandler)))
+
+		publish(t, tr, "id-1", 1)
+		time.Sleep(time.Hour)
+		stop()
+
+		if n := calls.Load(); n != 2 {
+			t.Errorf("handled %d times, want 2", n)
+		}
+	})
+}
+
 // A message that nobody settles is handled again, once its reservation is over.
 func TestIdempotentNeverSettled(t *testing.T) {
 	t.Parallel()

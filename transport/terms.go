@@ -78,7 +78,7 @@ var (
 	ErrConflict error = &kind{"conflict", "conflict: not the expected last sequence"}
 
 	// ErrDuplicate: a message of an atomic batch has an id that is stored
-	// already, and the others do not.
+	// already, and the others do not, or two have the same.
 	ErrDuplicate error = &kind{
 		"duplicate", "a message id of the batch is taken already (leave that message out, or give it an id of its own)",
 	}

@@ -211,8 +211,8 @@ func (t *Transport) begin(ctx context.Context, msg transport.Message, header nat
 	}
 
 	return transport.Final(transport.Mark(transport.ErrPublishUnknown, fmt.Errorf(
-		"%w: the server of stream %q knows no atomic batches (nats-server 2.12) and stored the first message, alone, with the sequence %d: delete it",
-		transport.ErrUnsupported, r.Stream, r.Sequence)))
+		"%w: the server of stream %q knows no atomic batches (nats-server 2.12): it stored the first message alone, as %d: "+
+			"delete it", transport.ErrUnsupported, r.Stream, r.Sequence)))
 }
 
 // withoutEffect is the error of a message before the last: what became of it

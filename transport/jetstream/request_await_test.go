@@ -3,10 +3,8 @@ package jetstream_test
 import (
 	"context"
 	"encoding/base64"
-	"fmt"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -277,31 +275,39 @@ func TestTicketsThatWereMadeUp(t *testing.T) {
 
 	must(t, payroll.DeleteMsg(inTime(t), 2))
 
-	var asked atomic.Int64
+	asked := make(chan string, 1000)
 
-	_, err = e.nc.Subscribe("$JS.API.STREAM.>", func(*nats.Msg) { asked.Add(1) })
+	_, err = e.nc.Subscribe("$JS.API.STREAM.>", func(m *nats.Msg) { asked <- m.Subject })
 	must(t, err)
 	must(t, e.nc.Flush())
 
-	for _, where := range []string{"1.PAYROLL", "2.PAYROLL", "9.PAYROLL", "1.NONE", "1.REPLIES"} {
-		made := "gt1_" + base64.RawURLEncoding.EncodeToString([]byte(strings.Repeat("0", 32)+"."+where))
+	madeUp := func(where string) string {
+		return "gt1_" + base64.RawURLEncoding.EncodeToString([]byte(strings.Repeat("0", 32)+"."+where))
+	}
 
-		_, err := keyed.Await(inTime(t), made)
+	places := []string{"1.PAYROLL", "2.PAYROLL", "9.PAYROLL", "1.NONE", "1.LAST"}
+
+	for _, where := range places {
+		_, err := keyed.Await(inTime(t), madeUp(where))
 		mustBe(t, err, goflux.ErrTicketUnknown)
-		must(t, e.nc.Flush())
+	}
 
-		if n := asked.Load(); n != 0 {
-			t.Errorf("%s: %d questions about a ticket that was made up", where, n)
+	// What is asked from here on is asked without a key.
+	_, err = plain.Await(inTime(t), madeUp("1.LAST"))
+	mustBe(t, err, goflux.ErrTicketUnknown)
+
+	for subject := ""; subject != "$JS.API.STREAM.MSG.GET.LAST"; {
+		if subject = <-asked; strings.HasSuffix(subject, ".PAYROLL") || strings.HasSuffix(subject, ".NONE") {
+			t.Errorf("a ticket that was made up leads to %s", subject)
 		}
+	}
 
-		_, err = plain.Await(inTime(t), made)
+	for _, where := range places {
+		_, err = plain.Await(inTime(t), madeUp(where))
 		mustBe(t, err, goflux.ErrTicketUnknown)
 
-		if text := fmt.Sprint(err); strings.Contains(text, "PAYROLL") {
+		if strings.Contains(err.Error(), "PAYROLL") {
 			t.Errorf("the error tells of streams: %v", err)
 		}
-
-		must(t, e.nc.Flush())
-		asked.Store(0)
 	}
 }

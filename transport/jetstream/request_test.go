@@ -678,7 +678,9 @@ func TestAwaitSurvivesARestart(t *testing.T) {
 		awaited <- err
 	}()
 
-	must(t, e.server.Restart())
+	e.server.Stop()
+	natstest.Eventually(t, e.nc.IsReconnecting, "the client to see that the server is gone")
+	must(t, e.server.Start())
 	natstest.Eventually(t, e.nc.IsConnected, "the client to be back")
 	e.serve(t, answer)
 	must(t, <-awaited)

@@ -363,7 +363,7 @@ func laterIsNeverEarly(e *env) {
 
 	var payloads []string
 
-	for _, a := range got.wait(e, len(dues), "the message behind") {
+	for _, a := range got.wait(e, len(dues), "the message behind") { //nolint:gocritic // a copy is simpler
 		if early := dues[a.msg.Payload].Sub(a.at); early > 0 {
 			e.Errorf("%q arrived %v early", a.msg.Payload, early)
 		}
