@@ -170,7 +170,7 @@ func TestAtomicBatchOfAnOldLeader(t *testing.T) {
 		before := asked.Load()
 		_, err := publisher(t, e.transport(t), opts...).PublishAtomic(within(t), batchOf("old", 3)...)
 
-		if !errors.Is(err, goflux.ErrUnsupported) || !errors.Is(err, goflux.ErrPublishUnknown) || !strings.Contains(err.Error(), "sequence 7") {
+		if !errors.Is(err, goflux.ErrUnsupported) || !errors.Is(err, goflux.ErrPublishUnknown) || !strings.Contains(err.Error(), "as 7") {
 			t.Errorf("got %v", err)
 		}
 
