@@ -215,7 +215,7 @@ func (p *BoundPublisher[T]) oneByOne(ctx context.Context, items []Item[T], resul
 
 	if err := p.flushTransport(ctx); err != nil {
 		for i := range results {
-			results[i].Err = cmp.Or(results[i].Err, err)
+			results[i].Err = cmp.Or(results[i].Err, unflushed(items[i].Subject, err))
 		}
 	}
 }
@@ -256,6 +256,10 @@ func (p *BoundPublisher[T]) PublishAsync(ctx context.Context, subject string, v 
 	}
 
 	receipt, err := p.handOver(f)
+	if err == nil && p.cfg.flush {
+		err = unflushed(subject, p.flushTransport(ctx))
+	}
+
 	pending.ended(0, receipt, err)
 
 	return pending, nil

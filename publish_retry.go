@@ -109,7 +109,9 @@ func WithPublishRetry(attempt time.Duration) PublisherOption {
 // WithFlush makes Publish return only when the server has the message, on
 // transports that would else only hand it to the client (core NATS). It costs
 // a round trip and shows a lost connection; it does not tell whether somebody
-// received the message. Transports with receipts refuse it with
+// received the message. When the flush fails the error is [ErrPublishUnknown] as
+// well: the client has the message, and may yet send it. Transports with
+// receipts refuse it with
 // [ErrInvalidOption]: they always do.
 func WithFlush() PublisherOption {
 	return publisherOption{"WithFlush", func(c *publisherConfig) error {

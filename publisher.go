@@ -3,6 +3,7 @@ package goflux
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -185,12 +186,26 @@ func (s *sender) send(ctx context.Context, subject string, data []byte, terms *t
 
 	receipt, err := s.deliver(ctx, msg)
 	if err == nil && s.cfg.flush {
-		err = s.flushTransport(ctx)
+		err = unflushed(subject, s.flushTransport(ctx))
 	}
 
 	s.telemetry.endSend(ctx, span, start, err)
 
 	return receipt, err
+}
+
+// unflushed makes the error of a publish of that of the flush after it: the
+// client has the message, and may yet send it.
+func unflushed(subject string, err error) error {
+	if err == nil {
+		return nil
+	}
+
+	if e, told := errors.AsType[*Error](err); told {
+		err = e.Err
+	}
+
+	return &Error{Op: "publish", Subject: subject, Err: transport.Mark(ErrPublishUnknown, err)}
 }
 
 // message makes the message to send.

@@ -605,6 +605,7 @@ func TestUndecodableHoldsNoKey(t *testing.T) {
 				synctest.Wait()
 				send(t, tr, "orders", undecodable, "1", undecodable, "2", undecodable, "3")
 				time.Sleep(time.Minute)
+				synctest.Wait()
 
 				if want := []string{"1", "2", "3"}; !slices.Equal(handled, want) {
 					t.Errorf("handled %v, want %v", handled, want)
@@ -788,5 +789,72 @@ func TestDropped(t *testing.T) {
 
 	if handled.Load() < 10 {
 		t.Errorf("%d were handled, want what there is room for at the least", handled.Load())
+	}
+}
+
+// direct is a transport that hands its sink to the test.
+type direct struct {
+	sink func(transport.Delivery)
+	info transport.Info
+}
+
+func (d *direct) Capabilities() transport.Capabilities {
+	return transport.Of(transport.Acks, transport.Redelivery)
+}
+
+func (d *direct) Subscribe(_ context.Context, cfg transport.SubscribeConfig) (transport.Subscription, error) {
+	d.sink = cfg.Sink
+
+	return d, nil
+}
+
+func (d *direct) Info() transport.Info                                 { return d.info }
+func (d *direct) Request(int)                                          {}
+func (d *direct) Pause(context.Context) error                          { return nil }
+func (d *direct) Flush(context.Context) error                          { return nil }
+func (d *direct) Close(context.Context) error                          { return nil }
+func (d *direct) Done() <-chan struct{}                                { return nil }
+func (d *direct) Err() error                                           { return nil }
+func (d *direct) Settle(context.Context, any, transport.Verdict) error { return nil }
+func (d *direct) Metadata(any) transport.Metadata                      { return transport.Metadata{Attempt: 1} }
+
+// Between the transport and the handler, and back, one thing is allocated: the
+// message, since the codec gets the address of its payload.
+//
+//nolint:paralleltest // AllocsPerRun counts the allocations of the whole process
+func TestHandlingAllocatesTheMessage(t *testing.T) {
+	ready, handled := make(chan struct{}), make(chan struct{}, 1)
+	tr := &direct{info: transport.Info{AckWait: time.Minute}}
+	codec := goflux.Codec[struct{}]{Decode: func([]byte, *struct{}) error { return nil }}
+
+	sub, err := goflux.NewSubscriber(tr, codec, goflux.WithReady(func() { close(ready) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	stop := serveDead(t, sub, "orders", func(context.Context, goflux.Message[struct{}]) error {
+		handled <- struct{}{}
+
+		return nil
+	})
+
+	<-ready
+
+	d := transport.Delivery{Subject: "orders", Token: tr, Settler: tr}
+	run := func() {
+		tr.sink(d)
+		<-handled
+	}
+
+	for range 100 { // jobs are recycled
+		run()
+	}
+
+	if n := testing.AllocsPerRun(1000, run); n > 1 {
+		t.Errorf("%v allocations per message", n)
+	}
+
+	if err := stop(); err != nil {
+		t.Error(err)
 	}
 }

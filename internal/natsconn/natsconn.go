@@ -197,7 +197,7 @@ func options(u *url.URL) (nats.Options, error) {
 
 	if q.Has(paramReconnectBuf) {
 		n, err := strconv.Atoi(q.Get(paramReconnectBuf))
-		if err != nil || n < -1 {
+		if err != nil || n < -1 || n == 0 { // nats.go takes 0 for its default
 			return o, invalid("reconnectbuf wants a number of bytes, or -1 for none, not %q", q.Get(paramReconnectBuf))
 		}
 

@@ -138,6 +138,7 @@ func TestConnectErrors(t *testing.T) {
 		{s.URL() + "/path", transport.ErrInvalidOption},
 		{s.URL() + "?reconnectbuf=much", transport.ErrInvalidOption},
 		{s.URL() + "?reconnectbuf=-2", transport.ErrInvalidOption},
+		{s.URL() + "?reconnectbuf=0", transport.ErrInvalidOption},
 		{s.URL() + "?server=nats://other", transport.ErrInvalidOption},
 		{s.URL() + "?server=u:secret@other", transport.ErrInvalidOption},
 		{s.URL() + "?server=", transport.ErrInvalidOption},
