@@ -27,6 +27,7 @@ import (
 	"github.com/foomo/goflux/middleware/kvstore"
 	"github.com/foomo/goflux/transport/embedded"
 	gofluxjs "github.com/foomo/goflux/transport/jetstream"
+	gofluxnats "github.com/foomo/goflux/transport/nats"
 )
 
 type Order struct {
@@ -64,17 +65,10 @@ func run(ctx context.Context, out io.Writer, url, probes string) error {
 
 // region connect
 
-func connect(url string) (*nats.Conn, error) {
-	return nats.Connect(url,
+func connect(ctx context.Context, url string) (*nats.Conn, error) {
+	return gofluxnats.Connect(ctx, url,
 		nats.Name("shipping"),           // how operators find it
-		nats.MaxReconnects(-1),          // by default it gives up, for ever, after 60 tries a server
 		nats.RetryOnFailedConnect(true), // no error yet where no server is there: setup waits 10 s for one
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			slog.Warn("lost the connection to NATS", "error", err)
-		}),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			slog.Warn("NATS reports an error", "error", err)
-		}),
 	)
 }
 
@@ -143,7 +137,7 @@ func setup(ctx context.Context, nc *nats.Conn) (*things, error) {
 
 // serve runs the service until a signal, or until task ends it.
 func serve(ctx context.Context, out io.Writer, url, probes string, task goflux.Task) error {
-	nc, err := connect(url)
+	nc, err := connect(ctx, url)
 	if err != nil {
 		return err
 	}
@@ -232,7 +226,7 @@ func demonstrate(ctx context.Context, out io.Writer, url string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	nc, err := connect(url)
+	nc, err := connect(ctx, url)
 	if err != nil {
 		return err
 	}

@@ -61,11 +61,12 @@ func Params() []string {
 
 // Connect connects to the server that u names by host and port (4222 unless
 // given), with what its query says, see [Params]; parameters of others are not
-// looked at. A scheme that ends in "+tls" insists on TLS. A user with a
+// looked at. The scheme tls, and one that ends in "+tls", insist on TLS. A user with a
 // password is a user name; a user without one is a token.
 //
 // opts are applied last. The connection reconnects for as long as it takes and
-// reports its troubles to [slog.Default], never to standard error.
+// reports to [slog.Default] when it is lost, when it is back, and what goes wrong
+// on it; nothing is written to standard error.
 //
 // ctx bounds the connecting. When it ends first, an attempt under way finishes
 // in the background, within 2 s a server, and is closed. Errors:
@@ -159,11 +160,12 @@ func options(u *url.URL) (nats.Options, error) {
 	}
 
 	if strings.Trim(u.Path, "/") != "" {
-		return o, invalid("the URL has the path %q: settings are query parameters", u.Path)
+		// Not shown: in a list of servers it holds the credentials of the second.
+		return o, invalid("the URL has a path: settings are query parameters, and so is each server beyond the first (server=host:port)")
 	}
 
 	scheme := "nats"
-	if strings.HasSuffix(u.Scheme, "+tls") {
+	if u.Scheme == "tls" || strings.HasSuffix(u.Scheme, "+tls") {
 		scheme = "tls"
 		o.Secure = true
 	}
@@ -178,6 +180,8 @@ func options(u *url.URL) (nats.Options, error) {
 
 	o.MaxReconnect = -1
 	o.AsyncErrorCB = logError
+	o.DisconnectedErrCB = logLost
+	o.ReconnectedCB = logBack
 	o.Name = filepath.Base(os.Args[0])
 
 	if name := q.Get(paramName); name != "" {
@@ -275,6 +279,18 @@ func logError(nc *nats.Conn, sub *nats.Subscription, err error) {
 	}
 
 	log.Warn("goflux: the connection to NATS reports an error", "error", err)
+}
+
+// logLost is called when the connection is lost, with nil when it is closed on
+// purpose.
+func logLost(nc *nats.Conn, err error) {
+	if err != nil {
+		slog.Warn("goflux: the connection to NATS is lost", "connection", nc.Opts.Name, "error", err)
+	}
+}
+
+func logBack(nc *nats.Conn) {
+	slog.Info("goflux: the connection to NATS is back", "connection", nc.Opts.Name, "server", nc.ConnectedUrlRedacted())
 }
 
 func invalid(format string, args ...any) error {

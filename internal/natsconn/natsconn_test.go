@@ -136,6 +136,7 @@ func TestConnectErrors(t *testing.T) {
 		{"nats:", transport.ErrInvalidOption},
 		{"nats:///path", transport.ErrInvalidOption},
 		{s.URL() + "/path", transport.ErrInvalidOption},
+		{"nats://u:secret@one,nats://u:secret@other", transport.ErrInvalidOption},
 		{s.URL() + "?reconnectbuf=much", transport.ErrInvalidOption},
 		{s.URL() + "?reconnectbuf=-2", transport.ErrInvalidOption},
 		{s.URL() + "?reconnectbuf=0", transport.ErrInvalidOption},
@@ -275,6 +276,25 @@ func TestErrorsAreLogged(t *testing.T) { //nolint:paralleltest // it looks at wh
 
 	if out := log.String(); !strings.Contains(out, "level=WARN") || !strings.Contains(out, "forbidden") || strings.Contains(out, "secret") {
 		t.Errorf("logged %q", out)
+	}
+
+	s.Stop()
+	natstest.Eventually(t, func() bool { return strings.Contains(log.String(), "is lost") }, "the log of the loss")
+
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+
+	natstest.Eventually(t, func() bool { return strings.Contains(log.String(), "is back") }, "the log of the return")
+
+	lost := strings.Count(log.String(), "is lost")
+	closed := nc.StatusChanged(nats.CLOSED)
+
+	nc.Close()
+	<-closed
+
+	if out := log.String(); strings.Count(out, "is lost") != lost || strings.Contains(out, "secret") {
+		t.Errorf("logged %q, and closing on purpose is no loss", out)
 	}
 }
 

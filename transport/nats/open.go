@@ -20,7 +20,7 @@ const (
 )
 
 func init() { //nolint:gochecknoinits // that is how a program links only what it imports
-	for _, scheme := range []string{"nats", "nats+tls", "tls"} {
+	for _, scheme := range schemes {
 		transport.Register(scheme, open)
 	}
 }
@@ -28,10 +28,6 @@ func init() { //nolint:gochecknoinits // that is how a program links only what i
 // open is the opener of URLs such as
 // nats://host:4222?name=orders&pendingmsgs=10000&pendingbytes=1048576.
 func open(ctx context.Context, u *url.URL) (transport.Transport, error) {
-	if err := transport.CheckQuery(u, append(natsconn.Params(), paramPendingMsgs, paramPendingBytes)...); err != nil {
-		return nil, err
-	}
-
 	messages, err := limit(u, paramPendingMsgs, natsgo.DefaultSubPendingMsgsLimit)
 	if err != nil {
 		return nil, err
@@ -42,14 +38,7 @@ func open(ctx context.Context, u *url.URL) (transport.Transport, error) {
 		return nil, err
 	}
 
-	if u.Scheme == "tls" {
-		// What nats.go calls tls is nats+tls among the schemes of goflux.
-		secure := *u
-		secure.Scheme = "nats+tls"
-		u = &secure
-	}
-
-	nc, err := natsconn.Connect(ctx, u)
+	nc, err := connect(ctx, u, []string{paramPendingMsgs, paramPendingBytes})
 	if err != nil {
 		return nil, err
 	}
