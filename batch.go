@@ -3,6 +3,7 @@ package goflux
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 
@@ -181,7 +182,7 @@ func (p *BoundPublisher[T]) PublishBatch(ctx context.Context, items ...Item[T]) 
 	b.left.Store(int64(len(items)) + 1)
 
 	for i := range items {
-		if err := p.launch(ctx, pipe, &items[i], b, i); err != nil {
+		if pipe, err = p.launch(ctx, pipe, &items[i], owner{end: b, index: i}); err != nil {
 			b.ended(i, Receipt{}, err)
 		}
 	}
@@ -243,7 +244,7 @@ func (p *BoundPublisher[T]) PublishAsync(ctx context.Context, subject string, v 
 	item := Item[T]{Subject: subject, Payload: v, ID: outgoingID(ctx)}
 
 	if pipe != nil {
-		if err := p.launch(ctx, pipe, &item, pending, 0); err != nil {
+		if _, err := p.launch(ctx, pipe, &item, owner{end: pending}); err != nil {
 			return nil, err
 		}
 
@@ -345,22 +346,49 @@ func (s *sender) handOver(f flight) (Receipt, error) {
 	return receipt, err
 }
 
-// launch gives an item to the pipeline.
-func (p *BoundPublisher[T]) launch(ctx context.Context, pipe *pipeline, item *Item[T], end ending, index int) error {
+// launch gives an item to the pipeline, and returns the one that it was given to:
+// another one where that was closed for want of work.
+func (p *BoundPublisher[T]) launch(ctx context.Context, pipe *pipeline, item *Item[T], o owner) (*pipeline, error) {
 	f, err := p.prepare(ctx, item)
 	if err != nil {
-		return err
+		return pipe, err
 	}
 
-	f.end, f.index = end, index
+	f.end, f.index, f.waited = o.end, o.index, o.waited
 	f.deadline, _ = ctx.Deadline()
 
-	if err = pipe.launch(ctx, f); err != nil {
-		err = &Error{Op: "publish", Subject: item.Subject, Err: err}
+	for {
+		if err = pipe.launch(ctx, f); !errors.Is(err, errIdle) {
+			break
+		}
+
+		p.retire(pipe)
+
+		next, nerr := p.pipeline(ctx)
+		if err = nerr; err != nil {
+			break
+		}
+
+		pipe = next
+	}
+
+	if err != nil {
+		err = publishError(item.Subject, err)
 		p.telemetry.endSend(f.ctx, f.span, f.start, err)
 	}
 
-	return err
+	return pipe, err
+}
+
+// retire forgets a pipeline that was closed for want of work.
+func (s *sender) retire(p *pipeline) {
+	s.mu.Lock()
+	if s.pipe == p {
+		s.pipe = nil
+	}
+	s.mu.Unlock()
+
+	_ = p.leave() // it was needed for nothing
 }
 
 // opening is a pipeline that is being opened.

@@ -37,7 +37,9 @@ type Codec[T any] = goencode.Codec[T, []byte]
 type Publisher[T any] interface {
 	// Publish encodes v and sends it on subject. It returns when the broker
 	// has confirmed the message, where the transport has receipts, else when
-	// the client has it. It blocks no longer than ctx.
+	// the client has it. It blocks no longer than ctx, unless the network
+	// stalls in the middle of a write: docs/publishing.md says which calls that
+	// holds up, and for how long.
 	Publish(ctx context.Context, subject string, v T) error
 
 	// Close makes every later Publish fail with [ErrClosed]. It closes

@@ -31,7 +31,16 @@ const (
 	// pipelineTick is how precisely time is kept for messages under way, and
 	// how long less room than pipelineRoom may stay unused.
 	pipelineTick = 10 * time.Millisecond
+
+	// pipelineIdle is how long a pipeline may have nothing to do before it is
+	// closed, to be opened anew when needed: it has a subscription, and memory
+	// for as many messages as were under way at once, and publishers are not
+	// always closed.
+	pipelineIdle = 10 * time.Second
 )
+
+// errIdle says that a pipeline was closed for want of work.
+var errIdle = errors.New("the pipeline was idle")
 
 // pipeline publishes without waiting for receipts. It bounds what is under way,
 // keeps the time of each message, and repeats those that may be repeated.
@@ -56,10 +65,12 @@ type pipeline struct {
 	bytes   int     // of payload in them
 	number  uint64  // of the last message
 	pace    pace
-	sending bool // the goroutine is there
-	stalled bool // it could not send, and the clock starts it again
-	waiting bool // nothing is sent again until the clock rings
-	closed  bool
+	sending bool  // the goroutine is there
+	stalled bool  // it could not send, and the clock starts it again
+	waiting bool  // nothing is sent again until the clock rings
+	over    error // why nothing more is taken; nil while it is
+	closed  bool  // nothing more is taken, and nothing is under way
+	left    bool  // the transport's pipeline is closed, or about to be
 
 	room   chan struct{} // closed when there is room; nil if nobody waits
 	round  *round        // of the messages launched since the last flush
@@ -69,6 +80,9 @@ type pipeline struct {
 	rings time.Time // when the timer rings; zero when it does not
 	rang  time.Time // when it last did
 	due   time.Time // the earliest that may be due; zero when nothing is
+
+	idle     time.Time // since when there has been nothing to do, at a ring
+	idleLast uint64    // the last message then
 }
 
 // state is what a message is waiting for.
@@ -111,8 +125,9 @@ type flight struct {
 
 // owner is who is told of the end of a message.
 type owner struct {
-	end   ending
-	index int // of the message, for end
+	end    ending
+	index  int  // of the message, for end
+	waited bool // for by a call, which has its own end
 
 	ctx   context.Context //nolint:containedctx // the span of the message ends under it
 	span  trace.Span
@@ -156,18 +171,25 @@ func (r *round) release() {
 func openPipeline(ctx context.Context, s *sender, t transport.Pipeliner) (*pipeline, error) {
 	p := &pipeline{sender: s, fresh: queue{none: true}, again: queue{none: true}, pace: newPace(), round: newRound()}
 
-	out, err := t.OpenPipeline(ctx, p.confirmed)
+	out, err := t.OpenPipeline(ctx, p.confirmed, func(err error) { p.shut(cause(err), false) })
 	p.out = out
+
+	if err == nil {
+		p.mu.Lock()
+		p.wake(time.Now().Add(pipelineIdle))
+		p.mu.Unlock()
+	}
 
 	return p, err
 }
 
 // launch takes a message as soon as there is room for it. An error means that
-// it was not taken, and that its end will not be told.
+// it was not taken, and that its end will not be told; with errIdle another
+// pipeline is to be opened.
 func (p *pipeline) launch(ctx context.Context, f flight) error {
 	p.mu.Lock()
 
-	for !p.closed && p.full() {
+	for p.over == nil && p.full() {
 		if p.room == nil {
 			p.room = make(chan struct{})
 			p.wake(time.Now().Add(pipelineTick))
@@ -187,8 +209,8 @@ func (p *pipeline) launch(ctx context.Context, f flight) error {
 
 	defer p.mu.Unlock()
 
-	if p.closed {
-		return errPublisherClosed
+	if p.over != nil {
+		return p.over
 	}
 
 	// The room may be that of messages whose time ended with that of this one,
@@ -487,6 +509,10 @@ func (p *pipeline) end(i int32, r Receipt, err error) farewell {
 	*pl = place{generation: pl.generation}
 	p.free = append(p.free, i)
 
+	if p.over != nil && p.busy == 0 {
+		p.finish()
+	}
+
 	if p.room != nil && p.roomy() {
 		close(p.room)
 		p.room = nil
@@ -559,6 +585,25 @@ func (p *pipeline) ring() {
 		p.wake(latest(p.due, now.Add(pipelineTick)))
 	}
 
+	if p.over == nil && p.useless(now) {
+		p.over = errIdle
+		p.finish()
+	}
+
+	if p.closed {
+		idle := p.over == errIdle //nolint:errorlint // it is never wrapped
+		p.mu.Unlock()
+		p.tell(over...)
+
+		if idle {
+			p.sender.retire(p)
+		}
+
+		return
+	}
+
+	p.wake(now.Add(pipelineIdle))
+
 	switch {
 	case p.room == nil:
 	case !p.full():
@@ -572,6 +617,15 @@ func (p *pipeline) ring() {
 	p.start()
 	p.mu.Unlock()
 	p.tell(over...)
+}
+
+// useless reports whether there has been nothing to do for a while.
+func (p *pipeline) useless(now time.Time) bool {
+	if p.busy > 0 || p.number != p.idleLast || p.idle.IsZero() {
+		p.idle, p.idleLast = now, p.number
+	}
+
+	return p.busy == 0 && now.Sub(p.idle) >= pipelineIdle
 }
 
 // look ends the messages whose time is over, and queues those that are to be
@@ -702,22 +756,34 @@ func (p *pipeline) flush(ctx context.Context) error {
 	return nil
 }
 
-// close ends everything that is under way.
+// close ends everything that is under way, but for what a call waits for, which
+// ends as it would have.
 func (p *pipeline) close() error {
+	p.shut(errPublisherClosed, true)
+
+	return p.leave()
+}
+
+// shut takes no more, because of err, and ends with it what is under way, unless
+// a call waits for it and may go on to.
+func (p *pipeline) shut(err error, wait bool) {
 	p.mu.Lock()
 
-	p.closed = true
-
-	if p.timer != nil {
-		p.timer.Stop()
+	if p.over == nil || !wait {
+		p.over = err
 	}
 
 	var over []farewell
 
 	for n := range p.places {
-		if p.places[n].state != none {
-			over = append(over, p.expire(int32(n), errPublisherClosed))
+		if pl := &p.places[n]; pl.state != none && (!wait || !pl.waited) {
+			over = append(over, p.expire(int32(n), err))
 		}
+	}
+
+	if p.busy == 0 {
+		p.finish()
+		p.places, p.free = nil, nil
 	}
 
 	if p.room != nil {
@@ -725,9 +791,34 @@ func (p *pipeline) close() error {
 		p.room = nil
 	}
 
-	p.places, p.free = nil, nil
 	p.mu.Unlock()
 	p.tell(over...)
+}
+
+// finish is called when nothing is under way, nor will be.
+func (p *pipeline) finish() {
+	p.closed = true
+
+	if p.timer != nil {
+		p.timer.Stop()
+	}
+}
+
+// leave closes the transport's pipeline when nothing is under way any more, and
+// nothing will be.
+func (p *pipeline) leave() error {
+	p.mu.Lock()
+	last := p.closed && !p.left
+
+	if last {
+		p.left, p.places, p.free = true, nil, nil
+	}
+
+	p.mu.Unlock()
+
+	if !last {
+		return nil
+	}
 
 	return p.out.Close()
 }

@@ -33,6 +33,7 @@ type wire struct {
 
 	mu      sync.Mutex
 	done    func(token uint64, r transport.Receipt, err error)
+	ended   func(err error)
 	sent    []shipment
 	closed  bool
 	failing error         // of OpenPipeline
@@ -48,12 +49,14 @@ type shipment struct {
 
 func newWire() *wire { return &wire{recorder: recorder{caps: reliable}} }
 
-func (w *wire) OpenPipeline(_ context.Context, done func(uint64, transport.Receipt, error)) (transport.Pipeline, error) {
+func (w *wire) OpenPipeline(
+	_ context.Context, done func(uint64, transport.Receipt, error), ended func(error),
+) (transport.Pipeline, error) {
 	if w.opened++; w.opens != nil {
 		<-w.opens
 	}
 
-	w.done = done
+	w.done, w.ended = done, ended
 
 	return (*wirePipeline)(w), w.failing
 }

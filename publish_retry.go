@@ -73,15 +73,20 @@ func WithAckWait(d time.Duration) PublisherOption {
 // attempt that is not confirmed within the given time, that no stream answered
 // for, that the server had no room for, or that found no connection, is repeated
 // until ctx ends (or the ack wait, see [WithAckWait], where it has no deadline).
-// Zero means 500 ms. Where attempts end in silence the next ones are given more
-// time, up to four times as much.
+// Zero means 500 ms. The first answer to any of the attempts ends the publish, also
+// a late one.
 //
-// Where many messages are under way ([BoundPublisher.PublishBatch],
-// [BoundPublisher.PublishAsync]) an attempt lasts for as long as the broker
-// answers to those that were sent before: a server that is slow is not sent
-// everything twice. After silence, and when the server says that it has no room
-// (API error 10167), fewer messages are under way at once, until it answers
-// again.
+// All messages of a publisher go one way, those of Publish as well as those of
+// [BoundPublisher.PublishBatch] and [BoundPublisher.PublishAsync]. Where many are
+// under way an attempt lasts for as long as the broker answers to those that were
+// sent before: a server that is slow is not sent everything twice. After silence,
+// and when the server says that it has no room (API error 10167), fewer messages
+// are under way at once, until it answers again.
+//
+// Messages with terms ([BoundPublisher.Send]), atomic batches, and everything on
+// transports without [transport.Pipeliner] are sent by themselves, and each attempt
+// is awaited. There, silence has the next attempts take longer: up to four times
+// as long, an atomic batch as long as ctx allows.
 //
 // Repeating is safe because each message has an id, under which the broker
 // stores it once: the one of [WithMessageID], else one that is made up. Hence
@@ -174,7 +179,7 @@ func (s *sender) deliver(ctx context.Context, msg transport.Message) (Receipt, e
 	if s.cfg.safe {
 		msg.Retry = &noRetry
 
-		return s.persist(ctx, msg.Subject, func(ctx context.Context) (Receipt, error) {
+		return s.persist(ctx, msg, doublings, func(ctx context.Context) (Receipt, error) {
 			return s.transport.Publish(ctx, msg)
 		})
 	}
@@ -208,20 +213,31 @@ func (s *sender) wait() time.Duration {
 	return cmp.Or(s.cfg.ackWait, own, defaultAckWait)
 }
 
+// How often the time of an attempt doubles while attempts end in silence: a broker
+// that is slow rather than gone is not asked in vain for ever, and one that is
+// back is not waited for too long.
+const (
+	doublings      = 2
+	batchDoublings = 8 // a large atomic batch takes its time, and is of no use in parts
+)
+
 // attemptTime is the time that the n-th attempt has, from 1, where those before
-// ended in silence: a broker that is slow rather than gone is not asked in vain
-// for ever.
-func (c *publisherConfig) attemptTime(n int) time.Duration {
-	return cmp.Or(c.attempt, defaultAttempt) << min(n-1, 2)
+// ended in silence.
+func (c *publisherConfig) attemptTime(n int) time.Duration { return c.doubled(n, doublings) }
+
+// doubled is attemptTime that doubles so often at the most.
+func (c *publisherConfig) doubled(n, most int) time.Duration {
+	return cmp.Or(c.attempt, defaultAttempt) << min(n-1, most)
 }
 
 // noRetry leaves the retries to persist.
 var noRetry transport.Retry
 
-// persist publishes until the broker has confirmed it, has refused it, or ctx
-// ends. Each attempt is made under the same message ids.
+// persist repeats attempt until the broker has confirmed it, has refused it, or ctx
+// ends. Each attempt is made under the same message ids; msg is the first of the
+// messages.
 func (s *sender) persist(
-	ctx context.Context, subject string, attempt func(ctx context.Context) (Receipt, error),
+	ctx context.Context, msg transport.Message, most int, attempt func(ctx context.Context) (Receipt, error),
 ) (Receipt, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
@@ -230,7 +246,7 @@ func (s *sender) persist(
 	silent := 0 // attempts
 
 	for wait := retryPauseMin; ; wait = min(2*wait, retryPauseMax) {
-		trying, stop := context.WithTimeout(ctx, s.cfg.attemptTime(1+silent))
+		trying, stop := context.WithTimeout(ctx, s.cfg.doubled(1+silent, most))
 		receipt, err := attempt(trying)
 
 		stop()
@@ -244,16 +260,19 @@ func (s *sender) persist(
 
 		switch {
 		case ctx.Err() != nil:
-			return Receipt{}, expired(subject, ctx.Err(), err, unknown)
+			return Receipt{}, expired(msg.Subject, ctx.Err(), err, unknown)
 		case !timedOut && !repeatable(err):
-			return Receipt{}, refused(subject, err, unknown)
+			return Receipt{}, refused(msg.Subject, err, unknown && !overtaken(err, msg.Terms))
 		case timedOut:
 			wait = retryPauseMin // it has waited
-			silent++
+
+			if !unsent(err) { // else nobody was asked
+				silent++
+			}
 		}
 
 		if pause.For(ctx, jitter(wait)) != nil {
-			return Receipt{}, expired(subject, ctx.Err(), err, unknown)
+			return Receipt{}, expired(msg.Subject, ctx.Err(), err, unknown)
 		}
 	}
 }
@@ -275,23 +294,24 @@ func unsent(err error) bool {
 }
 
 // refused is the error of a publish that the broker refused. What became of an
-// earlier attempt is not known by that, except where it was not stored and
-// cannot be any more.
+// earlier attempt is not known by that; unknown says that there was one that may
+// be stored.
 func refused(subject string, err error, unknown bool) error {
-	if unknown && !errors.Is(err, ErrDuplicate) && !errors.Is(err, ErrPublishUnknown) && !overtaken(err) {
+	if unknown && !errors.Is(err, ErrDuplicate) && !errors.Is(err, ErrPublishUnknown) {
 		err = transport.Mark(ErrPublishUnknown, cause(err))
 	}
 
 	return publishError(subject, err)
 }
 
-// overtaken reports a conflict with a last sequence above the expected one. It
-// only ever grows, so that no earlier attempt that is still on its way will be
-// stored. One below it may yet be reached.
-func overtaken(err error) bool {
+// overtaken reports a conflict which shows that no earlier attempt that is still
+// on its way will be stored: the last sequence is above that which the stream was
+// expected to have, and only ever grows. That of a subject may shrink again, when
+// its last message is deleted.
+func overtaken(err error, terms *transport.Terms) bool {
 	conflict, some := errors.AsType[*ConflictError](err)
 
-	return some && conflict.Known && conflict.Last > conflict.Expected
+	return some && conflict.Known && terms != nil && terms.LastSequence != nil && conflict.Last > *terms.LastSequence
 }
 
 // expired is the error of a publish that was repeated until ctx ended. last is

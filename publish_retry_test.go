@@ -343,22 +343,51 @@ func TestMadeUpIDsDiffer(t *testing.T) {
 // until the deadline.
 func TestPublishRetryGivesMoreTime(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		slow := func(ctx context.Context) error {
+
+	// lasting takes so long, or is given up before.
+	lasting := func(d time.Duration) func(context.Context) error {
+		return func(ctx context.Context) error {
 			select {
-			case <-time.After(700 * time.Millisecond):
+			case <-time.After(d):
 				return nil
 			case <-ctx.Done():
 				return transport.Mark(transport.ErrPublishUnknown, ctx.Err())
 			}
 		}
+	}
 
-		pub := publisher(t, &script{caps: reliable, steps: []func(context.Context) error{slow}}, goflux.WithPublishRetry(0))
+	for name, test := range map[string]struct {
+		steps  []func(context.Context) error
+		atomic bool
+		took   time.Duration // at the most, without the pauses
+	}{
+		"a message":        {[]func(context.Context) error{lasting(700 * time.Millisecond)}, false, 1200 * time.Millisecond},
+		"an atomic batch":  {[]func(context.Context) error{lasting(3 * time.Second)}, true, 6500 * time.Millisecond},
+		"after being lost": {[]func(context.Context) error{offline, offline, offline, silence, lasting(0)}, false, 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := &atomicRecorder{script: script{caps: reliable | transport.Of(transport.AtomicBatches), steps: test.steps}}
+				pub := publisher(t, r, goflux.WithPublishRetry(0))
+				began := time.Now()
 
-		if err := pub.Publish(t.Context(), "a", order{}); err != nil {
-			t.Error(err)
-		}
-	})
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+
+				publish := func() error { return pub.Publish(ctx, "a", order{}) }
+				if test.atomic {
+					publish = func() error { return second(pub.PublishAtomic(ctx, items(2)...)) }
+				}
+
+				err := publish()
+
+				if took := time.Since(began); err != nil || took > test.took+100*time.Millisecond {
+					t.Errorf("error %v after %v", err, took)
+				}
+			})
+		})
+	}
 }
 
 func TestPublishRetryEnds(t *testing.T) {
@@ -368,6 +397,7 @@ func TestPublishRetryEnds(t *testing.T) {
 
 	for name, test := range map[string]struct {
 		steps   []func(context.Context) error
+		terms   []goflux.SendOption
 		want    []error
 		unknown bool
 		cancel  bool // the ctx, instead of its deadline
@@ -380,14 +410,29 @@ func TestPublishRetryEnds(t *testing.T) {
 		"conflict":              {steps: []func(context.Context) error{fail(&goflux.ConflictError{Expected: 1})}, want: []error{goflux.ErrConflict}, tries: 1},
 		"conflict with a later one after silence": {
 			steps: []func(context.Context) error{silence, fail(&goflux.ConflictError{Expected: 1, Last: 2, Known: true})},
+			terms: []goflux.SendOption{goflux.ExpectLastSequence(1)},
 			want:  []error{goflux.ErrConflict}, tries: 2,
 		},
 		"conflict with an earlier one after silence": {
 			steps: []func(context.Context) error{silence, fail(&goflux.ConflictError{Expected: 3, Last: 2, Known: true})},
+			terms: []goflux.SendOption{goflux.ExpectLastSequence(3)},
 			want:  []error{goflux.ErrConflict}, tries: 2, unknown: true,
 		},
 		"conflict with something after silence": {
 			steps: []func(context.Context) error{silence, fail(&goflux.ConflictError{Expected: 1})},
+			terms: []goflux.SendOption{goflux.ExpectLastSequence(1)},
+			want:  []error{goflux.ErrConflict}, tries: 2, unknown: true,
+		},
+		// What is last on a subject may be deleted, and then an attempt that is
+		// still on its way is as expected.
+		"conflict with a later one of the subject after silence": {
+			steps: []func(context.Context) error{silence, fail(&goflux.ConflictError{Expected: 1, Last: 2, Known: true})},
+			terms: []goflux.SendOption{goflux.ExpectLastSubjectSequence(1)},
+			want:  []error{goflux.ErrConflict}, tries: 2, unknown: true,
+		},
+		"conflict with either after silence": {
+			steps: []func(context.Context) error{silence, fail(&goflux.ConflictError{Expected: 1, Last: 2, Known: true})},
+			terms: []goflux.SendOption{goflux.ExpectLastSubjectSequence(1), goflux.ExpectLastSequence(2)},
 			want:  []error{goflux.ErrConflict}, tries: 2, unknown: true,
 		},
 		"no stream":               {steps: []func(context.Context) error{fail(goflux.ErrNoStream)}, want: []error{goflux.ErrNoStream, context.DeadlineExceeded}},
@@ -401,7 +446,7 @@ func TestPublishRetryEnds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				s := &script{caps: reliable, steps: test.steps}
+				s := &script{caps: reliable | transport.Of(transport.ExpectedSequence), steps: test.steps}
 				pub := publisher(t, s, goflux.WithPublishRetry(100*time.Millisecond))
 
 				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -412,7 +457,7 @@ func TestPublishRetryEnds(t *testing.T) {
 				}
 
 				began := time.Now()
-				err := pub.Publish(ctx, "a.b", order{})
+				_, err := pub.Send(ctx, "a.b", order{}, test.terms...)
 
 				for _, want := range test.want {
 					if !errors.Is(err, want) {

@@ -33,8 +33,9 @@ func (o sendOption) applySend(t *transport.Terms) error { return o.apply(t) }
 // A message whose id is stored already does not conflict: the receipt says that
 // it is a duplicate. So it goes together with [WithPublishRetry]. When an attempt
 // got no answer and a later one conflicts, the error is [ErrPublishUnknown] as
-// well, unless the last sequence is above n: then the message is not stored, and
-// never will be. It needs a transport with [transport.ExpectedSequence].
+// well, unless the last sequence is above n: that of a stream only ever grows, so
+// the message is not stored, and never will be. It needs a transport with
+// [transport.ExpectedSequence].
 //
 // To find out on JetStream whether the id is stored, it is sent once more, in a
 // message that the stream never stores. Who subscribes to the subject without a
@@ -48,7 +49,9 @@ func ExpectLastSequence(n uint64) SendOption {
 }
 
 // ExpectLastSubjectSequence is [ExpectLastSequence] for the last message on the
-// subject: n is its sequence in the stream, 0 when the subject has none.
+// subject: n is its sequence in the stream, 0 when the subject has none. That of a
+// subject shrinks when its last message is deleted; so a conflict after an attempt
+// that got no answer is [ErrPublishUnknown], whatever the last sequence.
 func ExpectLastSubjectSequence(n uint64) SendOption {
 	return sendOption{"ExpectLastSubjectSequence", func(t *transport.Terms) error {
 		t.LastSubjectSequence = &n
@@ -99,8 +102,9 @@ func (p *BoundPublisher[T]) Send(ctx context.Context, subject string, v T, opts 
 
 // PublishAt stores v now and lets it be delivered at the given time: by the
 // broker's clock never earlier, and later by what the broker's timer takes, a
-// fraction of a second on JetStream. A time that is not in the future publishes
-// at once.
+// fraction of a second on JetStream. A time that is not in the future by the
+// clock of this process publishes at once. What a broker cannot keep is
+// [ErrInvalidOption]: on JetStream a time after the year 2262.
 //
 // Until then the message waits in the broker, and survives what the broker
 // survives. Nil means that it does; the other results are those of
@@ -131,8 +135,9 @@ func (p *BoundPublisher[T]) PublishAt(ctx context.Context, subject string, v T, 
 	return err
 }
 
-// PublishAfter is [BoundPublisher.PublishAt] after d. Zero and less publish at
-// once.
+// PublishAfter is [BoundPublisher.PublishAt] after d, counted by the clock of this
+// process: where the broker's is ahead, the message comes earlier by that much.
+// Zero and less publish at once.
 func (p *BoundPublisher[T]) PublishAfter(ctx context.Context, subject string, v T, d time.Duration) error {
 	return p.PublishAt(ctx, subject, v, time.Now().Add(d))
 }
@@ -218,7 +223,7 @@ func (s *sender) deliverAtomic(ctx context.Context, t transport.AtomicPublisher,
 
 	msgs[0].Retry = &noRetry
 
-	return s.persist(ctx, msgs[0].Subject, func(ctx context.Context) (Receipt, error) {
+	return s.persist(ctx, msgs[0], batchDoublings, func(ctx context.Context) (Receipt, error) {
 		return t.PublishAtomic(ctx, msgs)
 	})
 }

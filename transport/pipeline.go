@@ -7,16 +7,22 @@ import (
 
 // Pipeliner is a publisher that can have many messages on their way to the
 // broker at once. Without it goflux publishes a batch one message after the
-// other.
+// other. With it, single publishes go through a pipeline, too, unless they have
+// terms: who waits for one has its deadline, and the pipeline the patience.
 type Pipeliner interface {
 	Publisher
 
 	// OpenPipeline opens a way to publish without waiting for receipts. done
 	// is called with the outcome of a message and the token it was sent
 	// under, serially, from a goroutine of the transport; it does not block.
+	// ended is called once, after the last done, when no outcome will come any
+	// more because transport or connection were closed, with an error around
+	// [ErrClosed]; it does not block, either, and is not called when the
+	// pipeline itself was closed before.
+	//
 	// ctx bounds the opening; the connection may do so, too, since nobody who
 	// has a deadline waits for OpenPipeline itself.
-	OpenPipeline(ctx context.Context, done func(token uint64, r Receipt, err error)) (Pipeline, error)
+	OpenPipeline(ctx context.Context, done func(token uint64, r Receipt, err error), ended func(err error)) (Pipeline, error)
 }
 
 // Pipeline is a way to publish without waiting for receipts. Its owner bounds
@@ -38,7 +44,7 @@ type Pipeline interface {
 	// the same matches [ErrPublishUnknown].
 	Send(token uint64, msg Message) error
 
-	// Close stops the calls of done; none comes after it has returned. It may
+	// Close stops the calls of done and ended; none comes after it has returned. It may
 	// be called while Send blocks, and does not wait for a connection that takes
 	// no more. Closing twice is a no-op.
 	Close() error

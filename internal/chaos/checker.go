@@ -36,11 +36,11 @@ func ParseID(s string) ID {
 	return ID{Key: s}
 }
 
-// Result is how an attempt to publish ended, as far as the publisher can tell.
+// Result is how a call to publish ended, as far as the publisher can tell.
 type Result uint8
 
-// The results. Where attempts of one message differ, Accepted wins over
-// Unknown, and Unknown over Failed.
+// The results. Where calls for one message differ, Accepted wins over Unknown, and
+// Unknown over Failed.
 const (
 	Unknown  Result = iota // stored or not: a timeout, a connection lost while waiting
 	Accepted               // stored: the server said so
@@ -55,7 +55,7 @@ type Promises uint8
 // rather than of what is stored.
 const (
 	StoredOnce         Promises = 1 << iota // accepted: exactly once; unknown: at most once; failed: never
-	StoredInOrder                           // the stream's order is, within each key, the order of sending
+	StoredInOrder                           // of what was accepted, the stream's order is, within each key, the order of sending
 	HandledAtLeastOnce                      // each stored message was handled
 	HandledInOrder                          // within each key, messages were first handled in the order of sending
 )
@@ -77,6 +77,7 @@ type Checker struct {
 type lane struct {
 	mu           sync.Mutex
 	entries      []entry
+	calls        uint64
 	attempts     uint64
 	stored       uint64
 	handlings    uint64
@@ -89,7 +90,7 @@ type lane struct {
 type entry struct {
 	receipt  uint64 // stream sequence the server told, 0 if it did not
 	found    uint64 // stream sequence it was first read back from
-	attempts uint16
+	calls    uint16
 	handled  uint16
 	stored   uint8
 	result   Result
@@ -130,9 +131,20 @@ func (c *Checker) Send(key string) ID {
 	return ID{key, uint64(len(l.entries))}
 }
 
-// Published enters how one attempt to publish id ended. streamSeq is the stream
-// sequence that the server told, 0 if it did not. Call it once an attempt, or
-// once with the outcome of all where the attempts cannot be seen.
+// Attempted enters that id was handed to the network, which a publisher that
+// repeats does several times within one call.
+func (c *Checker) Attempted(id ID) {
+	l := c.lane(id)
+	if l == nil {
+		c.foreign.addf(id, "attempted without Send")
+		return
+	}
+	defer l.mu.Unlock()
+	l.attempts++
+}
+
+// Published enters how one call to publish id ended. streamSeq is the stream
+// sequence that the server told, 0 if it did not.
 func (c *Checker) Published(id ID, result Result, streamSeq uint64) {
 	l := c.lane(id)
 	if l == nil {
@@ -140,14 +152,14 @@ func (c *Checker) Published(id ID, result Result, streamSeq uint64) {
 		return
 	}
 	defer l.mu.Unlock()
-	l.attempts++
+	l.calls++
 	e := &l.entries[id.Seq-1]
 	switch {
-	case e.attempts == 0, result == Accepted, result == Unknown && e.result == Failed:
+	case e.calls == 0, result == Accepted, result == Unknown && e.result == Failed:
 		e.result = result
 	}
-	if e.attempts < math.MaxUint16 {
-		e.attempts++
+	if e.calls < math.MaxUint16 {
+		e.calls++
 	}
 	if streamSeq != 0 {
 		e.disputed = e.disputed || e.receipt != 0 && e.receipt != streamSeq

@@ -120,8 +120,21 @@ func TestCheckerFindsEachViolation(t *testing.T) {
 			c.Stored(id, 2)
 			c.Handled(id, 1)
 		}, []chaos.Violation{chaos.WrongReceipt}},
+		{"unknown, stored in another order", all, func(c *chaos.Checker, send func() chaos.ID) {
+			x, y, z := send(), send(), send()
+			c.Published(y, chaos.Accepted, 1)
+			c.Published(z, chaos.Accepted, 3)
+			c.Stored(y, 1)
+			c.Stored(x, 2)
+			c.Stored(z, 3)
+			c.Handled(x, 1)
+			c.Handled(y, 1)
+			c.Handled(z, 1)
+		}, nil},
 		{"stored in another order", all, func(c *chaos.Checker, send func() chaos.ID) {
 			x, y := send(), send()
+			c.Published(x, chaos.Accepted, 2)
+			c.Published(y, chaos.Accepted, 1)
 			c.Stored(y, 1)
 			c.Stored(x, 2)
 			c.Handled(x, 1)
@@ -145,6 +158,10 @@ func TestCheckerFindsEachViolation(t *testing.T) {
 		}, []chaos.Violation{chaos.Foreign}},
 		{"published, never sent", 0, func(c *chaos.Checker, _ func() chaos.ID) {
 			c.Published(chaos.ID{Key: "k", Seq: 1}, chaos.Accepted, 1)
+		}, []chaos.Violation{chaos.Foreign}},
+
+		{"attempted, never sent", 0, func(c *chaos.Checker, _ func() chaos.ID) {
+			c.Attempted(chaos.ID{Key: "k", Seq: 1})
 		}, []chaos.Violation{chaos.Foreign}},
 
 		{"no stream, accepted and not handled", chaos.HandledAtLeastOnce, func(c *chaos.Checker, send func() chaos.ID) {

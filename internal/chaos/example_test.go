@@ -35,7 +35,7 @@ func ExampleChecker() {
 	//   accepted                     2
 	//   unknown                      1
 	//   failed                       0
-	// publish attempts               4
+	// publish calls                  4
 	// stored                         2
 	//   of the unknown               1
 	// handled                        2
@@ -50,5 +50,5 @@ func ExampleChecker() {
 	// wrong receipt                  0
 	// not handled                    0
 	// foreign                        0
-	// lost: orders#3 (accepted at 3, 1 attempts)
+	// lost: orders#3 (accepted at 3, 1 calls)
 }

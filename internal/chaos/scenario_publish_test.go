@@ -15,6 +15,8 @@ import (
 	"github.com/foomo/goflux/codec/raw"
 	"github.com/foomo/goflux/internal/chaos"
 	"github.com/foomo/goflux/internal/natstest"
+	"github.com/foomo/goflux/transport"
+	natsjs "github.com/foomo/goflux/transport/jetstream"
 )
 
 // patience is the deadline of callers that must not see an error; the last one of
@@ -28,21 +30,39 @@ const (
 type publishing struct {
 	*scenario
 	*cluster
-	checker *chaos.Checker
-	conns   []*nats.Conn
-	stored  counter // messages that were accepted, and in the end all
-	stuck   counter // ids
-	total   int
-	slowest longest
-	faults  []fault
+	checker    *chaos.Checker
+	conns      []*nats.Conn
+	stored     counter // messages that were accepted, and in the end all
+	stuck      counter // ids
+	duplicates counter // receipts of attempts whose own were lost
+	total      int
+	slowest    longest
+	faults     []fault
+
+	patience time.Duration       // the deadline of callers that must not see an error
+	settle   func()              // waits until all is quiet
+	read     jetstream.JetStream // to read the stream in the end
 }
 
 const story = "STORY"
 
+// A node is given up when it has been silent for two or three pings, which takes
+// less time than the longest silence.
+var (
+	pings   = size(200*time.Millisecond, 500*time.Millisecond)
+	silence = size(time.Second, 4*time.Second)
+)
+
 func (s *scenario) publishing(promises chaos.Promises, total int) *publishing {
-	p := &publishing{scenario: s, cluster: s.cluster(), checker: chaos.NewChecker(promises), total: total}
+	p := &publishing{scenario: s, cluster: s.cluster(), checker: chaos.NewChecker(promises), total: total, patience: patience}
+	p.read = natstest.JetStream(s.T, natstest.Connect(s.T, p.Cluster))
+	p.settle = func() {
+		ctx, cancel := context.WithTimeout(p.ctx, natstest.Limit)
+		defer cancel()
+		p.must(p.WaitStream(ctx, story, p.Len()))
+	}
 	for range size(4, 8) {
-		p.conns = append(p.conns, p.connect())
+		p.conns = append(p.conns, p.connect(nats.PingInterval(pings)))
 	}
 	p.stream(natstest.JetStream(s.T, p.conns[0]), story)
 	stepDowns, restarts, troubles := size(4, 40), size(1, 6), size(1, 4)
@@ -51,7 +71,51 @@ func (s *scenario) publishing(promises chaos.Promises, total int) *publishing {
 	for _, trouble := range []fault{p.cut(), p.halfClose(), p.stall(time.Second), p.drop(time.Second), p.delay(time.Second)} {
 		p.faults = append(p.faults, times(troubles, trouble)...)
 	}
+	p.faults = append(p.faults, times(size(1, 2), p.stall(silence))...)
 	return p
+}
+
+// publisher makes a publisher over a connection, which repeats what is not
+// confirmed, and whose attempts are counted.
+func (p *publishing) publisher(nc *nats.Conn) *goflux.BoundPublisher[string] {
+	p.Helper()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		p.Error(err)
+		return nil
+	}
+	pub, err := goflux.NewPublisher(counted{p.transportOver(js), p.checker}, raw.String(), goflux.WithPublishRetry(0))
+	if err != nil {
+		p.Error(err)
+		return nil
+	}
+	return pub
+}
+
+// counted is a transport that tells the ledger of what it hands to the network.
+type counted struct {
+	*natsjs.Transport
+	checker *chaos.Checker
+}
+
+func (c counted) OpenPipeline(
+	ctx context.Context, done func(uint64, transport.Receipt, error), ended func(error),
+) (transport.Pipeline, error) {
+	p, err := c.Transport.OpenPipeline(ctx, done, ended)
+	return countedPipeline{p, c.checker}, err
+}
+
+type countedPipeline struct {
+	transport.Pipeline
+	checker *chaos.Checker
+}
+
+func (c countedPipeline) Send(token uint64, msg transport.Message) error {
+	err := c.Pipeline.Send(token, msg)
+	if err == nil {
+		c.checker.Attempted(chaos.ParseID(msg.ID))
+	}
+	return err
 }
 
 // run lets the publishers work under the faults, and closes the books.
@@ -70,14 +134,15 @@ func (p *publishing) run(publishers int, publish func(n int)) {
 	p.storm(&p.stored, p.total, p.faults)
 	<-ended
 
-	ctx, cancel := context.WithTimeout(p.ctx, natstest.Limit)
-	defer cancel()
-	p.must(p.WaitStream(ctx, story, p.Len()))
-	p.must(p.checker.ReadStream(p.ctx, natstest.JetStream(p.T, natstest.Connect(p.T, p.Cluster)), story))
+	p.settle()
+	p.must(p.checker.ReadStream(p.ctx, p.read, story))
 	r := p.verify(p.checker, fmt.Sprintf("%d publishers, %d faults", publishers, len(p.faults)), "slowest publish "+p.slowest.String(),
-		fmt.Sprintf("%d ids stuck", p.stuck.Load()))
+		fmt.Sprintf("%d ids stuck", p.stuck.Load()), fmt.Sprintf("%d duplicates recognised", p.duplicates.Load()))
 	if r.Sent != uint64(p.total) {
 		p.Errorf("%d sent, want %d", r.Sent, p.total)
+	}
+	if soak && (r.Attempts <= r.Sent || p.duplicates.Load() == 0) {
+		p.Error("nothing was repeated, or no receipt was lost: nothing shows that what is repeated is stored once")
 	}
 	if most := 1 + p.total/10_000; p.stuck.Load() > int64(most) {
 		p.Errorf("%d ids are stuck, want %d at the most", p.stuck.Load(), most)
@@ -95,22 +160,26 @@ func TestSoakPublish(t *testing.T) {
 	p := s.publishing(chaos.StoredOnce|chaos.StoredInOrder, publishers*each)
 
 	p.run(publishers, func(n int) {
-		tr := s.transportOver(natstest.JetStream(t, p.conns[n%len(p.conns)]))
-		pub, err := goflux.NewPublisher(tr, raw.String(), goflux.WithPublishRetry(0))
-		if err != nil {
-			t.Error(err)
+		pub := p.publisher(p.conns[n%len(p.conns)])
+		if pub == nil {
 			return
 		}
-		for range each {
-			id := p.checker.Send(fmt.Sprint("publisher-", n))
-			patient := !s.one(10, id)
-			limit := patience
-			if !patient {
-				limit = time.Millisecond << (hash(s.seed, id) % 8)
-			}
-			p.publish(pub, id, limit, patient)
-		}
+		p.publishEach(pub, fmt.Sprint("publisher-", n), each)
 	})
+}
+
+// publishEach publishes one message after the other. One in ten has hardly any
+// time.
+func (p *publishing) publishEach(pub *goflux.BoundPublisher[string], key string, each int) {
+	for range each {
+		id := p.checker.Send(key)
+		patient := !p.one(10, id)
+		limit := p.patience
+		if !patient {
+			limit = time.Millisecond << (hash(p.seed, id) % 8)
+		}
+		p.publish(pub, id, limit, patient)
+	}
 }
 
 func (p *publishing) publish(pub *goflux.BoundPublisher[string], id chaos.ID, limit time.Duration, patient bool) {
@@ -125,6 +194,9 @@ func (p *publishing) publish(pub *goflux.BoundPublisher[string], id chaos.ID, li
 func (p *publishing) ended(id chaos.ID, start time.Time, patient bool, receipt goflux.Receipt, err error) {
 	p.slowest.note(time.Since(start))
 	p.checker.Published(id, resultOf(err), receipt.Sequence)
+	if receipt.Duplicate {
+		p.duplicates.Add(1)
+	}
 	switch {
 	case err == nil:
 		p.stored.Add(1)
@@ -145,10 +217,8 @@ func TestSoakPublishBatch(t *testing.T) {
 	p := s.publishing(chaos.StoredOnce, publishers*batches*batch)
 
 	p.run(publishers, func(n int) {
-		tr := s.transportOver(natstest.JetStream(t, p.conns[n%len(p.conns)]))
-		pub, err := goflux.NewPublisher(tr, raw.String(), goflux.WithPublishRetry(0))
-		if err != nil {
-			t.Error(err)
+		pub := p.publisher(p.conns[n%len(p.conns)])
+		if pub == nil {
 			return
 		}
 		key := fmt.Sprint("publisher-", n)
@@ -195,10 +265,8 @@ func TestSoakPublishWindows(t *testing.T) {
 	p := s.publishing(chaos.StoredOnce, publishers*each)
 
 	p.run(publishers, func(n int) {
-		tr := s.transportOver(natstest.JetStream(t, p.conns[n%len(p.conns)]))
-		pub, err := goflux.NewPublisher(tr, raw.String(), goflux.WithPublishRetry(0))
-		if err != nil {
-			t.Error(err)
+		pub := p.publisher(p.conns[n%len(p.conns)])
+		if pub == nil {
 			return
 		}
 		p.publishWindows(pub, fmt.Sprint("publisher-", n), each)

@@ -3,11 +3,13 @@ package chaos_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"hash/fnv"
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,10 +31,20 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	crash.Main(map[string]crash.Role{roleConsumer: consume, roleServer: serve})
+	crash.Main(map[string]crash.Role{roleConsumer: consume, roleServer: serve, roleNode: node})
 	// Failed handlers and lost connections are what the scenarios are made of.
 	slog.SetDefault(slog.New(slog.DiscardHandler))
+	sideBySide()
 	goleak.VerifyTestMain(m)
+}
+
+// sideBySide lets more scenarios run at once than a small machine has cores: they
+// wait for the time of an election or a lease more than they compute.
+func sideBySide() {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		_ = f.Value.Set(strconv.Itoa(max(3, runtime.GOMAXPROCS(0)))) // a number is a number
+	}
 }
 
 // The tests named Soak are scenarios: goflux itself, under faults. They run in a
@@ -222,13 +234,13 @@ func (s *scenario) cluster() *cluster {
 }
 
 // connect connects to the cluster by its proxies.
-func (c *cluster) connect() *nats.Conn {
+func (c *cluster) connect(opts ...nats.Option) *nats.Conn {
 	c.s.Helper()
 	urls := make([]string, len(c.proxies))
 	for i, p := range c.proxies {
 		urls[i] = p.URL()
 	}
-	return natstest.Connect(c.s.T, natstest.URL(strings.Join(urls, ",")), nats.Timeout(time.Second))
+	return natstest.Connect(c.s.T, natstest.URL(strings.Join(urls, ",")), append(opts, nats.Timeout(time.Second))...)
 }
 
 // stream makes a replicated stream of all subjects below its name in lower case.

@@ -22,6 +22,20 @@ import (
 	"github.com/foomo/goflux/transport"
 )
 
+// What a service wants, rather than what nats.go does by default.
+const (
+	// pingInterval is how often the server is asked for a sign of life. The
+	// third time that it has given none, the connection is given up: after a
+	// minute, where nats.go takes six.
+	pingInterval = 20 * time.Second
+
+	// writeTimeout is how long a write may take: everything that uses the
+	// connection waits for it, whatever its ctx says. nats-server gives its own
+	// writes as much. Where the buffer of a reconnect is not written within
+	// it, it is lost: for 8 MiB that is a network of 7 Mbit/s.
+	writeTimeout = 10 * time.Second
+)
+
 // CloseTimeout is how long [Close] waits for the server to have everything that
 // was sent, when there is no connection for the moment.
 const CloseTimeout = 2 * time.Second
@@ -124,7 +138,8 @@ func Connect(ctx context.Context, u *url.URL, opts ...nats.Option) (*nats.Conn, 
 
 // Close sends what is left in the connection's buffer and closes it. It waits
 // for the server's confirmation, or for a reconnect, up to [CloseTimeout], and
-// returns why there was none; the connection is closed either way. A closed
+// returns why there was none; the connection is closed either way. Before that it
+// waits for a write that is under way, no longer than FlusherTimeout. A closed
 // connection is left alone.
 func Close(nc *nats.Conn) error {
 	if nc.IsClosed() {
@@ -178,7 +193,10 @@ func options(u *url.URL) (nats.Options, error) {
 		o.Servers = append(o.Servers, scheme+"://"+host)
 	}
 
-	o.MaxReconnect = -1
+	// Credentials that the server refuses for a while, since its own source of
+	// them is away or they are being renewed, are no reason to give up, either.
+	o.MaxReconnect, o.IgnoreAuthErrorAbort = -1, true
+	o.PingInterval, o.FlusherTimeout = pingInterval, writeTimeout
 	o.AsyncErrorCB = logError
 	o.DisconnectedErrCB = logLost
 	o.ReconnectedCB = logBack

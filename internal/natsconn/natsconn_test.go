@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,6 +61,11 @@ func TestConnect(t *testing.T) {
 	nc := connect(t, s.URL()+"?name=orders&reconnectbuf=-1&server=127.0.0.1:1&other=ignored", nil, nats.ReconnectWait(time.Minute))
 
 	if o := nc.Opts; o.Name != "orders" || o.ReconnectBufSize != -1 || o.MaxReconnect != -1 || o.ReconnectWait != time.Minute {
+		t.Errorf("options %+v", o)
+	}
+
+	// A loss is noticed before a minute is over, and no write lasts longer.
+	if o := nc.Opts; o.PingInterval*time.Duration(o.MaxPingsOut+1) > time.Minute || o.FlusherTimeout > time.Minute || o.FlusherTimeout == 0 {
 		t.Errorf("options %+v", o)
 	}
 
@@ -117,6 +123,48 @@ func TestConnectWithCredentials(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	}
+}
+
+// Credentials that are refused for a while end no connection: what knows them may
+// be away, or they are being renewed.
+func TestRefusedForAWhile(t *testing.T) {
+	t.Parallel()
+
+	var password atomic.Value
+
+	password.Store("secret")
+
+	s := natstest.RunTCP(t, embedded.WithConfig(func(o *server.Options) { o.Username, o.Password = "u", password.Load().(string) }))
+	refused := make(chan struct{}, 100)
+
+	nc := connect(t, strings.Replace(s.URL(), "://", "://u:secret@", 1), nats.ReconnectWait(10*time.Millisecond),
+		nats.ReconnectJitter(0, 0), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrAuthorization) {
+				refused <- struct{}{}
+			}
+		}))
+
+	restart := func(with string) {
+		s.Stop()
+		password.Store(with)
+
+		if err := s.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	restart("another")
+
+	for range 3 { // nats.go gives up after two
+		select {
+		case <-refused:
+		case <-time.After(natstest.Limit):
+			t.Fatal("it does not try again")
+		}
+	}
+
+	restart("secret")
+	natstest.Eventually(t, nc.IsConnected, "the connection to be back")
 }
 
 func TestConnectErrors(t *testing.T) {

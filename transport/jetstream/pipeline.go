@@ -24,8 +24,9 @@ type pipeline struct {
 	prefix    string // of the reply subjects
 	sub       *nats.Subscription
 	done      func(token uint64, r transport.Receipt, err error)
+	ended     func(err error)
 
-	mu     sync.Mutex // held while done is called
+	mu     sync.Mutex // held while done or ended is called
 	closed bool
 }
 
@@ -34,32 +35,35 @@ var _ transport.Pipeliner = (*Transport)(nil)
 // OpenPipeline implements [transport.Pipeliner]. It waits for nothing but the
 // connection, where that takes no more: no longer than its FlusherTimeout.
 func (t *Transport) OpenPipeline(
-	_ context.Context, done func(token uint64, r transport.Receipt, err error),
+	_ context.Context, done func(token uint64, r transport.Receipt, err error), ended func(err error),
 ) (transport.Pipeline, error) {
-	p, err := t.openPipeline(done)
-	if err != nil {
+	p := &pipeline{transport: t, nc: t.js.Conn(), done: done, ended: ended}
+	if err := p.open(); err != nil {
 		return nil, &transport.Error{Op: opPublish, Err: mapError(err)}
 	}
 
 	return p, nil
 }
 
-func (t *Transport) openPipeline(done func(token uint64, r transport.Receipt, err error)) (*pipeline, error) {
+func (p *pipeline) open() error {
+	t := p.transport
 	if t.closed.Load() {
-		return nil, transport.ErrClosed
+		return transport.ErrClosed
 	}
 
-	nc := t.js.Conn()
-	p := &pipeline{transport: t, nc: nc, prefix: nc.NewInbox() + ".", done: done}
+	p.prefix = p.nc.NewInbox() + "."
 
-	sub, err := nc.Subscribe(p.prefix+"*", p.receive)
+	sub, err := p.nc.Subscribe(p.prefix+"*", p.receive)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // OpenPipeline does
+		return err //nolint:wrapcheck // OpenPipeline does
 	}
+
+	// Called when the connection is closed for good.
+	sub.SetClosedHandler(func(string) { p.end(mapError(nats.ErrConnectionClosed)) })
 
 	// What is under way is bounded by the owner of the pipeline.
 	if err := sub.SetPendingLimits(-1, -1); err != nil {
-		return nil, err //nolint:wrapcheck // OpenPipeline does
+		return err //nolint:wrapcheck // OpenPipeline does
 	}
 
 	p.sub = sub
@@ -71,10 +75,21 @@ func (t *Transport) openPipeline(done func(token uint64, r transport.Receipt, er
 	t.mu.Unlock()
 
 	if t.closed.Load() {
-		return nil, errors.Join(transport.ErrClosed, p.Close())
+		return errors.Join(transport.ErrClosed, p.Close())
 	}
 
-	return p, nil
+	return nil
+}
+
+// end tells that nothing will come any more, because of err, unless it is closed.
+func (p *pipeline) end(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	if !p.closed {
+		p.closed = true
+		p.ended(&transport.Error{Op: opPublish, Err: err})
+	}
 }
 
 // Send implements [transport.Pipeline].
@@ -138,17 +153,17 @@ func (p *pipeline) receive(msg *nats.Msg) {
 // Close implements [transport.Pipeline].
 func (p *pipeline) Close() error {
 	p.mu.Lock()
-	closed := p.closed
 	p.closed = true
 	p.mu.Unlock()
 
-	if closed {
-		return nil
-	}
-
 	p.transport.mu.Lock()
+	_, open := p.transport.pipelines[p]
 	delete(p.transport.pipelines, p)
 	p.transport.mu.Unlock()
+
+	if !open {
+		return nil
+	}
 
 	// Nothing is called any more. That the server is told takes until the
 	// connection takes it, or is given up.

@@ -155,7 +155,7 @@ func TestPipelineContract(t *testing.T) {
 
 	p, err := tr.OpenPipeline(t.Context(), func(token uint64, r transport.Receipt, err error) {
 		outcomes <- outcome{token, r, err}
-	})
+	}, func(err error) { t.Errorf("ended: %v", err) })
 	must(t, err)
 
 	header := transport.Header{"K": {"v"}}
@@ -198,7 +198,7 @@ func TestPipelineContract(t *testing.T) {
 	must(t, tr.Close())
 	mustBe(t, p.Send(1, transport.Message{Subject: "events.a"}), transport.ErrClosed)
 
-	_, err = tr.OpenPipeline(t.Context(), nil)
+	_, err = tr.OpenPipeline(t.Context(), nil, nil)
 	mustBe(t, err, transport.ErrClosed)
 }
 
@@ -483,7 +483,7 @@ func stalled(t *testing.T) (*jetstream.Transport, *goflux.BoundPublisher[string]
 	must(t, err)
 
 	// What was opened before does not have to be opened then.
-	open := publisher(t, tr)
+	open := publisher(t, tr, goflux.WithPublishRetry(0))
 	must(t, open.Publish(within(t), "events.a", "x"))
 
 	_, err = open.PublishBatch(within(t), batchOf("events.a", 1)...)
@@ -537,11 +537,12 @@ func TestPipelineOverAStalledConnection(t *testing.T) {
 
 	tr, open := stalled(t)
 
-	fresh, err := goflux.NewPublisher(tr, raw.String())
+	fresh, err := goflux.NewPublisher(tr, raw.String(), goflux.WithPublishRetry(0))
 	must(t, err)
 
 	for _, pub := range []*goflux.BoundPublisher[string]{fresh, open} {
 		for what, publish := range map[string]func(ctx context.Context) error{
+			"Publish": func(ctx context.Context) error { return pub.Publish(ctx, "events.a", "x") },
 			"PublishBatch": func(ctx context.Context) error {
 				_, err := pub.PublishBatch(ctx, batchOf("events.a", 2)...)
 

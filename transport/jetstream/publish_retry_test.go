@@ -11,6 +11,7 @@ import (
 
 	"github.com/foomo/goflux"
 	"github.com/foomo/goflux/internal/natstest"
+	"github.com/foomo/goflux/transport/jetstream"
 )
 
 // counted counts what is published on a subject of a stream; a plain subscriber
@@ -156,7 +157,7 @@ func TestPublishRetryStoresOnce(t *testing.T) {
 
 			e := setup(t)
 			lossy := &forgetful{Transport: e.transport(t), loses: 3}
-			pub := publisher(t, lossy, goflux.WithPublishRetry(0))
+			pub := publisher(t, lossy, goflux.WithPublishRetry(50*time.Millisecond))
 
 			r, err := pub.Send(goflux.WithMessageID(within(t), id), "events.a", "x")
 			must(t, err)
@@ -220,18 +221,86 @@ func TestPublishUnknown(t *testing.T) {
 func TestPublishWhileDraining(t *testing.T) {
 	t.Parallel()
 
-	e := setup(t)
-	pub := publisher(t, e.transport(t))
-	published := make(chan error, 1)
+	for name, opts := range map[string][]goflux.PublisherOption{"plain": nil, "safe": {goflux.WithPublishRetry(0)}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 
-	_, err := e.nc.Subscribe("in", func(*nats.Msg) {
-		published <- errors.Join(e.nc.Drain(), pub.Publish(t.Context(), "events.a", "x"))
-	})
-	must(t, err)
-	must(t, e.nc.Publish("in", nil))
-	must(t, <-published)
+			e := setup(t)
+			used, fresh := publisher(t, e.transport(t), opts...), publisher(t, e.transport(t), opts...)
+			published := make(chan error, 1)
 
-	natstest.Eventually(t, e.nc.IsClosed, "the end of the drain")
+			must(t, used.Publish(within(t), "events.a", "x"))
 
-	_ = details(t, pub.Publish(within(t), "events.a", "x"), goflux.ErrClosed)
+			_, err := e.nc.Subscribe("in", func(*nats.Msg) {
+				published <- errors.Join(e.nc.Drain(),
+					used.Publish(t.Context(), "events.a", "x"), fresh.Publish(t.Context(), "events.a", "x"))
+			})
+			must(t, err)
+			must(t, e.nc.Publish("in", nil))
+			must(t, <-published)
+
+			natstest.Eventually(t, e.nc.IsClosed, "the end of the drain")
+
+			for _, pub := range []*goflux.BoundPublisher[string]{used, fresh} {
+				_ = details(t, pub.Publish(within(t), "events.a", "x"), goflux.ErrClosed)
+			}
+
+			s, err := natstest.JetStream(t, natstest.Connect(t, e.server)).Stream(t.Context(), "EVENTS")
+			must(t, err)
+
+			if n := s.CachedInfo().State.Msgs; n != 3 {
+				t.Errorf("%d messages", n)
+			}
+		})
+	}
+}
+
+// What is under way when the connection, or the transport, is closed ends then,
+// rather than at its deadline.
+func TestCloseEndsWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
+
+	for name, end := range map[string]func(t *testing.T, e *env, tr *jetstream.Transport){
+		"the connection": func(_ *testing.T, e *env, _ *jetstream.Transport) { e.nc.Close() },
+		"the transport": func(t *testing.T, _ *env, tr *jetstream.Transport) {
+			t.Helper()
+			must(t, tr.Close())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+
+			e := setup(t)
+			natstest.Stream(t, e.js, natsjs.StreamConfig{Name: "MUTE", Subjects: []string{"mute"}, NoAck: true})
+
+			tr, err := jetstream.New(e.js)
+			must(t, err)
+
+			pub := publisher(t, tr, goflux.WithPublishRetry(time.Minute))
+			sent := counted(t, e, "mute")
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			t.Cleanup(cancel)
+
+			pending, err := pub.PublishAsync(ctx, "mute", "x")
+			must(t, err)
+
+			published, batch := make(chan error, 1), make(chan error, 1)
+
+			go func() { published <- pub.Publish(ctx, "mute", "x") }()
+			go func() {
+				_, err := pub.PublishBatch(ctx, batchOf("mute", 1)...)
+				batch <- err
+			}()
+
+			natstest.Eventually(t, func() bool { return sent() == 3 }, "what is under way")
+			end(t, e, tr)
+
+			_, err = pending.Wait(within(t))
+			for what, err := range map[string]error{"asynchronously": err, "waiting": <-published, "in a batch": <-batch} {
+				if !errors.Is(err, goflux.ErrClosed) || !errors.Is(err, goflux.ErrPublishUnknown) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+		})
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -66,6 +67,13 @@ const scheduleTrust = time.Minute
 
 // schedule stores a message that the server delivers later.
 func (t *Transport) schedule(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+	// The server counts in nanoseconds since 1970, and delivers at once what is
+	// beyond (nats-server v2.15.2).
+	if last := time.Unix(0, math.MaxInt64-int64(time.Second)); msg.Terms.At.After(last) {
+		return transport.Receipt{}, fmt.Errorf("%w: delivery at %v: the server's clock ends at %v",
+			transport.ErrInvalidOption, msg.Terms.At.UTC(), last.UTC())
+	}
+
 	subject := t.schedulable.subject(msg)
 
 	if err := t.keepsSchedules(ctx, subject, msg.Subject); err != nil {

@@ -92,6 +92,44 @@ func TestPublishAfter(t *testing.T) {
 	}
 }
 
+// What the server would take for a time that is over (nats-server v2.15.2) is
+// refused before it is sent.
+func TestPublishAtAfterTheServersCalendar(t *testing.T) {
+	t.Parallel()
+
+	e := setup(t)
+	natstest.Stream(t, e.js, natsjs.StreamConfig{Name: "LATER", Subjects: []string{"later.>", "schedule.later.>"}, AllowMsgSchedules: true})
+
+	pub := publisher(t, e.transport(t))
+	ctx := within(t)
+
+	for _, at := range []time.Time{
+		time.Unix(0, 1<<63-1), time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC), time.Now().Add(1<<63 - 1),
+	} {
+		err := pub.PublishAt(ctx, "later.a", "x", at)
+		if _ = details(t, err, goflux.ErrInvalidOption); !strings.Contains(err.Error(), "2262") || errors.Is(err, goflux.ErrPublishUnknown) {
+			t.Errorf("%v: %v", at, err)
+		}
+	}
+
+	// The last of its times waits.
+	must(t, pub.PublishAt(ctx, "later.a", "x", time.Date(2262, 4, 11, 0, 0, 0, 0, time.UTC)))
+	must(t, pub.PublishAfter(ctx, "later.b", "soon", 100*time.Millisecond))
+
+	s, err := e.js.Stream(ctx, "LATER")
+	must(t, err)
+
+	natstest.Eventually(t, func() bool {
+		_, err := s.GetLastMsgForSubject(ctx, "later.b")
+
+		return err == nil
+	}, "the message that is due")
+
+	if msg, err := s.GetLastMsgForSubject(ctx, "later.a"); err == nil {
+		t.Errorf("it was delivered at once: %+v", msg)
+	}
+}
+
 func TestScheduleNeedsItsStream(t *testing.T) {
 	t.Parallel()
 

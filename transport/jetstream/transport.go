@@ -354,7 +354,11 @@ func (t *Transport) Close() error {
 	var pipelines sync.WaitGroup
 
 	for p := range t.pipelines {
-		pipelines.Go(func() { _ = p.Close() })
+		pipelines.Go(func() {
+			p.end(transport.ErrClosed)
+
+			_ = p.Close()
+		})
 	}
 	t.mu.Unlock()
 

@@ -25,13 +25,14 @@ func TestConnectBuffers(t *testing.T) {
 		opts    []natsgo.Option
 		fits    int // payloads of 1 KiB
 		refused error
+		text    string
 	}{
-		"default":            {"", nil, 4096, nil},
-		"none by URL":        {"?reconnectbuf=-1", nil, 0, goflux.ErrBufferFull},
-		"some by URL":        {"?reconnectbuf=8192", nil, 1, goflux.ErrBufferFull},
-		"some by option":     {"", []natsgo.Option{natsgo.ReconnectBufSize(8192)}, 1, goflux.ErrBufferFull},
-		"the option wins":    {"?reconnectbuf=-1", []natsgo.Option{natsgo.ReconnectBufSize(8192)}, 1, goflux.ErrBufferFull},
-		"a nil is no option": {"?reconnectbuf=-1", []natsgo.Option{nil}, 0, goflux.ErrBufferFull},
+		"default":            {"", nil, 4096, nil, ""},
+		"none by URL":        {"?reconnectbuf=-1", nil, 0, goflux.ErrBufferFull, "told to buffer nothing"},
+		"some by URL":        {"?reconnectbuf=8192", nil, 1, goflux.ErrBufferFull, "holds 8192 bytes"},
+		"some by option":     {"", []natsgo.Option{natsgo.ReconnectBufSize(8192)}, 1, goflux.ErrBufferFull, "holds 8192 bytes"},
+		"the option wins":    {"?reconnectbuf=-1", []natsgo.Option{natsgo.ReconnectBufSize(8192)}, 1, goflux.ErrBufferFull, "holds 8192 bytes"},
+		"a nil is no option": {"?reconnectbuf=-1", []natsgo.Option{nil}, 0, goflux.ErrBufferFull, "told to buffer nothing"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -61,8 +62,8 @@ func TestConnectBuffers(t *testing.T) {
 				t.Errorf("%d were taken, then %v, want at least %d, then %v", taken, err, tc.fits, tc.refused)
 			}
 
-			if tc.refused != nil && !errors.Is(err, natsgo.ErrReconnectBufExceeded) {
-				t.Errorf("%v does not wrap that of nats.go", err)
+			if tc.refused != nil && (!errors.Is(err, natsgo.ErrReconnectBufExceeded) || !strings.Contains(err.Error(), tc.text)) {
+				t.Errorf("%v does not wrap that of nats.go, or does not say %q", err, tc.text)
 			}
 		})
 	}

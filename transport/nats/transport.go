@@ -97,9 +97,9 @@ func (t *Transport) Capabilities() transport.Capabilities {
 //
 // A message without headers costs no allocation. The call appends to the write
 // buffer of the client. It waits where that is full and the network stalls, for
-// the connection's FlusherTimeout (a minute unless set), and while the client
-// dials, for its Timeout (2 s unless set). ctx does not shorten that: it is
-// looked at once, before.
+// the connection's FlusherTimeout (10 s for one of [Connect] or [transport.Open],
+// a minute by default of nats.go), and while the client dials, for its Timeout
+// (2 s unless set). ctx does not shorten that: it is looked at once, before.
 //
 // Errors, each in a [*transport.Error]: [transport.ErrTooLarge] when payload
 // and encoded headers exceed the server's max_payload, and nothing was sent;
@@ -113,7 +113,10 @@ func (t *Transport) Publish(ctx context.Context, msg transport.Message) (transpo
 		err = t.publish(msg)
 	}
 
-	if transport.ErrorType(err) == "_OTHER" {
+	switch {
+	case errors.Is(err, transport.ErrBufferFull):
+		err = bufferFull(t.nc.Opts.ReconnectBufSize, err)
+	case transport.ErrorType(err) == "_OTHER":
 		// nats.go found the message in order and could not write it: the
 		// connection is broken, which it has not noticed yet.
 		err = transport.Mark(transport.ErrDisconnected, err)
@@ -124,6 +127,17 @@ func (t *Transport) Publish(ctx context.Context, msg transport.Message) (transpo
 	}
 
 	return transport.Receipt{}, nil
+}
+
+// bufferFull says what is the matter with a buffer of so many bytes.
+func bufferFull(size int, err error) error {
+	const again = "publish again later, or set another ReconnectBufSize"
+
+	if size < 0 {
+		return fmt.Errorf("%w: the connection is being restored, and told to buffer nothing meanwhile: %s", err, again)
+	}
+
+	return fmt.Errorf("%w: the connection is being restored, and holds %d bytes meanwhile: %s", err, size, again)
 }
 
 func (t *Transport) publish(msg transport.Message) error {
@@ -161,7 +175,9 @@ func (t *Transport) Flush(ctx context.Context) error {
 // Close ends the subscriptions that still run and the requests that wait, with
 // [transport.ErrClosed], and closes the connection if [transport.Open] made it:
 // what was published is sent first, as far as that takes no longer than two
-// seconds. A connection that was handed to [New] stays open. A second Close is a
+// seconds. (A network that stalls in the middle of a write holds it up for longer,
+// until nats.go gives the write up: for the connection's FlusherTimeout, 10 s for
+// one that [transport.Open] made.) A connection that was handed to [New] stays open. A second Close is a
 // no-op that returns nil.
 func (t *Transport) Close() error {
 	if t.closed.Swap(true) {

@@ -667,6 +667,10 @@ var defects = map[string]struct {
 			}
 		}, "44_Publish_PipelinesAnswerByToken", "done is called after Close",
 	},
+	"leaves what is under way waiting when it is closed": {
+		func(w *wrapper) { w.endless = true },
+		"44_Publish_PipelinesAnswerByToken", "waited in vain for: the end of the pipeline",
+	},
 	"flushes nothing": {
 		func(w *wrapper) {
 			w.caps = transport.Of(transport.Groups)
@@ -877,6 +881,7 @@ type wrapper struct {
 	atomic    func(ctx context.Context, msgs []transport.Message) (transport.Receipt, error)
 	outcome   func(done outcome, token uint64, r transport.Receipt, err error)
 	closePipe func(next func() error, done outcome) error
+	endless   bool // pipelines do not tell of their end
 	subscribe func(cfg transport.SubscribeConfig) transport.SubscribeConfig
 	deliver   func(sink func(transport.Delivery), d transport.Delivery)
 	settle    func(next settle, v transport.Verdict) error
@@ -961,15 +966,15 @@ func (w *wrapper) Flush(context.Context) error { return nil }
 
 // OpenPipeline opens a pipeline that publishes at once and tells of it later.
 func (w *wrapper) OpenPipeline(
-	ctx context.Context, done func(token uint64, r transport.Receipt, err error),
+	ctx context.Context, done func(token uint64, r transport.Receipt, err error), ended func(err error),
 ) (transport.Pipeline, error) {
-	// It fails when the transport is closed.
+	// It fails when the transport is closed, and ends with it.
 	s, err := w.Transport.Subscribe(ctx, transport.SubscribeConfig{Subject: "pipeline", Sink: func(transport.Delivery) {}})
 	if err != nil {
 		return nil, err
 	}
 
-	p := &pipeline{w: w, done: done, answers: make(chan func(), 1<<13), closing: make(chan struct{})}
+	p := &pipeline{w: w, s: s, done: done, answers: make(chan func(), 1<<13), closing: make(chan struct{})}
 
 	p.telling.Go(func() {
 		for {
@@ -978,15 +983,22 @@ func (w *wrapper) OpenPipeline(
 				return
 			case answer := <-p.answers:
 				answer()
+			case <-s.Done():
+				if !w.endless {
+					ended(s.Err())
+				}
+
+				return
 			}
 		}
 	})
 
-	return p, s.Close(ctx)
+	return p, nil
 }
 
 type pipeline struct {
 	w       *wrapper
+	s       transport.Subscription
 	done    outcome
 	answers chan func()
 	close   sync.Once
@@ -1023,7 +1035,7 @@ func (p *pipeline) end() error {
 	p.close.Do(func() { close(p.closing) })
 	p.telling.Wait()
 
-	return nil
+	return p.s.Close(context.Background())
 }
 
 func (w *wrapper) Subscribe(ctx context.Context, cfg transport.SubscribeConfig) (transport.Subscription, error) {

@@ -171,7 +171,8 @@ type piping struct {
 	transport.Pipeline
 
 	outcomes list[published]
-	within   atomic.Bool // done runs
+	ends     list[error]
+	within   atomic.Bool // done or ended runs
 	closed   atomic.Bool
 }
 
@@ -189,8 +190,23 @@ func (e *env) openPipeline(t transport.Pipeliner) *piping {
 			e.Error("done is called after Close")
 		}
 
+		if p.ends.len() > 0 {
+			e.Error("done is called after ended")
+		}
+
 		runtime.Gosched()
 		p.outcomes.add(published{token, r, err})
+		p.within.Store(false)
+	}, func(err error) {
+		if p.within.Swap(true) {
+			e.Error("ended is called while done runs")
+		}
+
+		if p.closed.Load() {
+			e.Error("ended is called after Close")
+		}
+
+		p.ends.add(err)
 		p.within.Store(false)
 	})
 	e.ok(err, "open a pipeline")
@@ -365,9 +381,10 @@ func pipelinesAnswerByToken(e *env) {
 
 	e.publish(t, subject, numbers(10)...)
 	e.ok(t.Close(), "close the transport")
+	e.is(p.ends.wait(e, 1, "the end of the pipeline")[0], transport.ErrClosed, "the end of the pipeline of a closed transport")
 	e.is(p.Send(tokenOf(0), transport.Message{Subject: subject}), transport.ErrClosed, "send after closing the transport")
 
-	_, err = pipeliner.OpenPipeline(e.within(), func(uint64, transport.Receipt, error) {})
+	_, err = pipeliner.OpenPipeline(e.within(), func(uint64, transport.Receipt, error) {}, func(error) {})
 	e.is(err, transport.ErrClosed, "open a pipeline after closing the transport")
 }
 
