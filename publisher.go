@@ -201,8 +201,8 @@ type sender struct {
 	err       error     // of the construction
 
 	mu      sync.Mutex
-	pipe    *pipeline // nil until something is published asynchronously
-	opening *opening  // nil but while that is so for the first time
+	pipe    *pipeline // nil while nothing goes through it
+	opening *opening  // nil but while one is opened
 }
 
 var errPublisherClosed = fmt.Errorf("%w: the publisher", ErrClosed)

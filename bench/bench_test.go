@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"runtime"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -123,6 +125,62 @@ func BenchmarkPublishJetStream(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkPublishJetStreamTogether has 64 goroutines publish over one connection,
+// each waiting for its receipt. "raw-id" and "retry" store each message under an
+// id, once.
+func BenchmarkPublishJetStreamTogether(b *testing.B) {
+	js := stream(b, connectTCP(b))
+
+	together := func(name string, publish func(ctx context.Context) error) {
+		b.Run(name, func(b *testing.B) {
+			ctx := context.Background()
+
+			b.ReportAllocs()
+			b.SetParallelism(64 / runtime.GOMAXPROCS(0))
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if err := publish(ctx); err != nil {
+						b.Error(err)
+
+						return
+					}
+				}
+			})
+		})
+	}
+
+	together("raw", func(ctx context.Context) error {
+		data, err := json.Marshal(event)
+		if err == nil {
+			_, err = js.Publish(ctx, "b.e", data)
+		}
+
+		return err
+	})
+
+	plain := gofluxjs.NewPublisher(js, gojson.NewCodec[Event]())
+	together("goflux", func(ctx context.Context) error { return plain.Publish(ctx, "b.e", event) })
+
+	var (
+		run = strconv.FormatInt(time.Now().UnixNano(), 36) + "-"
+		ids atomic.Int64
+	)
+
+	together("raw-id", func(ctx context.Context) error {
+		data, err := json.Marshal(event)
+		if err == nil {
+			_, err = js.Publish(ctx, "b.e", data, jetstream.WithMsgID(run+strconv.FormatInt(ids.Add(1), 36)))
+		}
+
+		return err
+	})
+
+	safe := gofluxjs.NewPublisher(js, gojson.NewCodec[Event](), goflux.WithPublishRetry(0))
+	together("retry", func(ctx context.Context) error { return safe.Publish(ctx, "b.e", event) })
+
+	b.Cleanup(func() { _, _ = plain.Close(), safe.Close() })
 }
 
 // BenchmarkConsumeJetStream measures messages that wait in the stream already.

@@ -114,6 +114,8 @@ func (t *Transport) Publish(ctx context.Context, msg transport.Message) (transpo
 	}
 
 	switch {
+	case err == nil:
+		return transport.Receipt{}, nil
 	case errors.Is(err, transport.ErrBufferFull):
 		err = bufferFull(t.nc.Opts.ReconnectBufSize, err)
 	case transport.ErrorType(err) == "_OTHER":
@@ -122,11 +124,7 @@ func (t *Transport) Publish(ctx context.Context, msg transport.Message) (transpo
 		err = transport.Mark(transport.ErrDisconnected, err)
 	}
 
-	if err != nil {
-		return transport.Receipt{}, &transport.Error{Op: "publish", Subject: msg.Subject, Err: err}
-	}
-
-	return transport.Receipt{}, nil
+	return transport.Receipt{}, &transport.Error{Op: "publish", Subject: msg.Subject, Err: err}
 }
 
 // bufferFull says what is the matter with a buffer of so many bytes.
