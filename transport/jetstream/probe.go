@@ -33,8 +33,15 @@ func (p *probe) begin(s *subscription, trouble error) <-chan error {
 	}
 
 	var wait time.Duration
-	if p.failures > 0 {
+
+	switch {
+	case p.failures > 0:
 		wait = min(firstWait<<min(p.failures-1, 10), longestWait)
+	case errors.Is(trouble, natsjs.ErrServerShutdown):
+		// A server on its way out still answers, and to a request for messages,
+		// too: what it sends then it forgets to have sent, or never writes, and
+		// it stays unsettled until its ack wait is over (nats-server v2.15.2).
+		wait = firstWait
 	}
 
 	p.failures++
