@@ -182,7 +182,7 @@ func (p *BoundPublisher[T]) PublishBatch(ctx context.Context, items ...Item[T]) 
 	b.left.Store(int64(len(items)) + 1)
 
 	for i := range items {
-		if pipe, err = p.launch(ctx, pipe, &items[i], owner{end: b, index: i}); err != nil {
+		if pipe, err = p.launch(ctx, pipe, &items[i], b, i); err != nil {
 			b.ended(i, Receipt{}, err)
 		}
 	}
@@ -244,7 +244,7 @@ func (p *BoundPublisher[T]) PublishAsync(ctx context.Context, subject string, v 
 	item := Item[T]{Subject: subject, Payload: v, ID: outgoingID(ctx)}
 
 	if pipe != nil {
-		if _, err := p.launch(ctx, pipe, &item, owner{end: pending}); err != nil {
+		if _, err := p.launch(ctx, pipe, &item, pending, 0); err != nil {
 			return nil, err
 		}
 
@@ -348,13 +348,15 @@ func (s *sender) handOver(f flight) (Receipt, error) {
 
 // launch gives an item to the pipeline, and returns the one that it was given to:
 // another one where that was closed for want of work.
-func (p *BoundPublisher[T]) launch(ctx context.Context, pipe *pipeline, item *Item[T], o owner) (*pipeline, error) {
+func (p *BoundPublisher[T]) launch(
+	ctx context.Context, pipe *pipeline, item *Item[T], end ending, index int,
+) (*pipeline, error) {
 	f, err := p.prepare(ctx, item)
 	if err != nil {
 		return pipe, err
 	}
 
-	f.end, f.index, f.waited = o.end, o.index, o.waited
+	f.end, f.index = end, index
 	f.deadline, _ = ctx.Deadline()
 
 	for {
@@ -362,7 +364,7 @@ func (p *BoundPublisher[T]) launch(ctx context.Context, pipe *pipeline, item *It
 			break
 		}
 
-		p.retire(pipe)
+		p.forget(pipe)
 
 		next, nerr := p.pipeline(ctx)
 		if err = nerr; err != nil {
@@ -380,15 +382,14 @@ func (p *BoundPublisher[T]) launch(ctx context.Context, pipe *pipeline, item *It
 	return pipe, err
 }
 
-// retire forgets a pipeline that was closed for want of work.
-func (s *sender) retire(p *pipeline) {
+// forget has the next message open another pipeline.
+func (s *sender) forget(p *pipeline) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+
 	if s.pipe == p {
 		s.pipe = nil
 	}
-	s.mu.Unlock()
-
-	_ = p.leave() // it was needed for nothing
 }
 
 // opening is a pipeline that is being opened.

@@ -68,8 +68,7 @@ type pipeline struct {
 	sending bool  // the goroutine is there
 	stalled bool  // it could not send, and the clock starts it again
 	waiting bool  // nothing is sent again until the clock rings
-	over    error // why nothing more is taken; nil while it is
-	closed  bool  // nothing more is taken, and nothing is under way
+	over    error // why nothing more is taken, and nothing is under way; nil before
 	left    bool  // the transport's pipeline is closed, or about to be
 
 	room   chan struct{} // closed when there is room; nil if nobody waits
@@ -125,9 +124,8 @@ type flight struct {
 
 // owner is who is told of the end of a message.
 type owner struct {
-	end    ending
-	index  int  // of the message, for end
-	waited bool // for by a call, which has its own end
+	end   ending
+	index int // of the message, for end
 
 	ctx   context.Context //nolint:containedctx // the span of the message ends under it
 	span  trace.Span
@@ -171,13 +169,14 @@ func (r *round) release() {
 func openPipeline(ctx context.Context, s *sender, t transport.Pipeliner) (*pipeline, error) {
 	p := &pipeline{sender: s, fresh: queue{none: true}, again: queue{none: true}, pace: newPace(), round: newRound()}
 
-	out, err := t.OpenPipeline(ctx, p.confirmed, func(err error) { p.shut(cause(err), false) })
+	out, err := t.OpenPipeline(ctx, p.confirmed, func(err error) { p.shut(cause(err)) })
 	p.out = out
 
-	if err == nil {
-		p.mu.Lock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	if err == nil && p.over == nil {
 		p.wake(time.Now().Add(pipelineIdle))
-		p.mu.Unlock()
 	}
 
 	return p, err
@@ -274,7 +273,7 @@ func (p *pipeline) start() {
 
 // ready reports whether there is something that may be sent.
 func (p *pipeline) ready() bool {
-	return !p.closed && !p.stalled && p.pace.open() && (!p.fresh.none || p.repeats())
+	return p.over == nil && !p.stalled && p.pace.open() && (!p.fresh.none || p.repeats())
 }
 
 // repeats reports whether there is something that may be sent again.
@@ -338,7 +337,7 @@ func (p *pipeline) send() {
 		err := p.out.Send(token, msg)
 		p.mu.Lock()
 
-		if err == nil || p.closed {
+		if err == nil || p.over != nil {
 			continue
 		}
 
@@ -509,10 +508,6 @@ func (p *pipeline) end(i int32, r Receipt, err error) farewell {
 	*pl = place{generation: pl.generation}
 	p.free = append(p.free, i)
 
-	if p.over != nil && p.busy == 0 {
-		p.finish()
-	}
-
 	if p.room != nil && p.roomy() {
 		close(p.room)
 		p.room = nil
@@ -567,7 +562,7 @@ func (p *pipeline) ring() {
 
 	p.rings = time.Time{}
 
-	if p.closed {
+	if p.over != nil {
 		p.mu.Unlock()
 
 		return
@@ -585,19 +580,12 @@ func (p *pipeline) ring() {
 		p.wake(latest(p.due, now.Add(pipelineTick)))
 	}
 
-	if p.over == nil && p.useless(now) {
-		p.over = errIdle
-		p.finish()
-	}
-
-	if p.closed {
-		idle := p.over == errIdle //nolint:errorlint // it is never wrapped
+	if p.useless(now) {
+		p.over, p.places, p.free = errIdle, nil, nil
 		p.mu.Unlock()
-		p.tell(over...)
+		p.sender.forget(p)
 
-		if idle {
-			p.sender.retire(p)
-		}
+		_ = p.leave() // it was needed for nothing
 
 		return
 	}
@@ -756,34 +744,35 @@ func (p *pipeline) flush(ctx context.Context) error {
 	return nil
 }
 
-// close ends everything that is under way, but for what a call waits for, which
-// ends as it would have.
+// close ends everything that is under way.
 func (p *pipeline) close() error {
-	p.shut(errPublisherClosed, true)
+	p.shut(errPublisherClosed)
 
 	return p.leave()
 }
 
-// shut takes no more, because of err, and ends with it what is under way, unless
-// a call waits for it and may go on to.
-func (p *pipeline) shut(err error, wait bool) {
+// shut takes no more, because of err, and ends with it what is under way.
+func (p *pipeline) shut(err error) {
 	p.mu.Lock()
 
-	if p.over == nil || !wait {
-		p.over = err
+	if p.over != nil {
+		p.mu.Unlock()
+
+		return
+	}
+
+	p.over = err
+
+	if p.timer != nil {
+		p.timer.Stop()
 	}
 
 	var over []farewell
 
 	for n := range p.places {
-		if pl := &p.places[n]; pl.state != none && (!wait || !pl.waited) {
+		if p.places[n].state != none {
 			over = append(over, p.expire(int32(n), err))
 		}
-	}
-
-	if p.busy == 0 {
-		p.finish()
-		p.places, p.free = nil, nil
 	}
 
 	if p.room != nil {
@@ -791,32 +780,19 @@ func (p *pipeline) shut(err error, wait bool) {
 		p.room = nil
 	}
 
+	p.places, p.free = nil, nil
 	p.mu.Unlock()
 	p.tell(over...)
 }
 
-// finish is called when nothing is under way, nor will be.
-func (p *pipeline) finish() {
-	p.closed = true
-
-	if p.timer != nil {
-		p.timer.Stop()
-	}
-}
-
-// leave closes the transport's pipeline when nothing is under way any more, and
-// nothing will be.
+// leave closes the transport's pipeline, once.
 func (p *pipeline) leave() error {
 	p.mu.Lock()
-	last := p.closed && !p.left
-
-	if last {
-		p.left, p.places, p.free = true, nil, nil
-	}
-
+	left := p.left
+	p.left = true
 	p.mu.Unlock()
 
-	if !last {
+	if left {
 		return nil
 	}
 

@@ -36,6 +36,7 @@ type wire struct {
 	ended   func(err error)
 	sent    []shipment
 	closed  bool
+	closes  int
 	failing error         // of OpenPipeline
 	opens   chan struct{} // OpenPipeline waits for it, unless nil
 	opened  int
@@ -83,6 +84,7 @@ func (p *wirePipeline) Close() error {
 	defer p.mu.Unlock()
 
 	p.closed = true
+	p.closes++
 
 	return nil
 }

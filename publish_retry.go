@@ -73,20 +73,15 @@ func WithAckWait(d time.Duration) PublisherOption {
 // attempt that is not confirmed within the given time, that no stream answered
 // for, that the server had no room for, or that found no connection, is repeated
 // until ctx ends (or the ack wait, see [WithAckWait], where it has no deadline).
-// Zero means 500 ms. The first answer to any of the attempts ends the publish, also
-// a late one.
+// Zero means 500 ms. Where attempts end in silence the next ones are given more
+// time: up to four times as much, an atomic batch as much as ctx allows.
 //
-// All messages of a publisher go one way, those of Publish as well as those of
-// [BoundPublisher.PublishBatch] and [BoundPublisher.PublishAsync]. Where many are
-// under way an attempt lasts for as long as the broker answers to those that were
-// sent before: a server that is slow is not sent everything twice. After silence,
-// and when the server says that it has no room (API error 10167), fewer messages
-// are under way at once, until it answers again.
-//
-// Messages with terms ([BoundPublisher.Send]), atomic batches, and everything on
-// transports without [transport.Pipeliner] are sent by themselves, and each attempt
-// is awaited. There, silence has the next attempts take longer: up to four times
-// as long, an atomic batch as long as ctx allows.
+// Where many messages are under way ([BoundPublisher.PublishBatch],
+// [BoundPublisher.PublishAsync]) an attempt lasts for as long as the broker
+// answers to those that were sent before: a server that is slow is not sent
+// everything twice. After silence, and when the server says that it has no room
+// (API error 10167), fewer messages are under way at once, until it answers
+// again.
 //
 // Repeating is safe because each message has an id, under which the broker
 // stores it once: the one of [WithMessageID], else one that is made up. Hence

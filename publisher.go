@@ -91,93 +91,12 @@ func (p *BoundPublisher[T]) publish(ctx context.Context, subject string, v T, te
 		return Receipt{}, err
 	}
 
-	if p.cfg.safe && terms == nil {
-		if _, piped := p.transport.(transport.Pipeliner); piped {
-			return p.repeat(ctx, subject, v)
-		}
-	}
-
-	return p.direct(ctx, subject, v, terms)
-}
-
-// direct publishes without the pipeline.
-func (p *BoundPublisher[T]) direct(ctx context.Context, subject string, v T, terms *transport.Terms) (Receipt, error) {
 	data, err := p.encode(subject, v)
 	if err != nil {
 		return Receipt{}, err
 	}
 
 	return p.send(ctx, subject, data, terms)
-}
-
-// repeat publishes through the pipeline, which repeats what has to be repeated,
-// and takes the answer to whichever attempt is answered first. Plain publishes
-// are left to the transport: they are not repeated, and so must not lose an
-// answer when a connection drains, as a pipeline does.
-func (p *BoundPublisher[T]) repeat(ctx context.Context, subject string, v T) (Receipt, error) {
-	id := outgoingID(ctx)
-	if id == "" {
-		id = p.ids.next()
-	}
-
-	receipt, err := p.await(ctx, &Item[T]{Subject: subject, Payload: v, ID: id})
-	if err == nil || !errors.Is(err, ErrClosed) || p.closed.Load() || ctx.Err() != nil {
-		return receipt, err
-	}
-
-	// The connection drains, or is closed. While it drains it takes a message
-	// still, and answers.
-	receipt, again := p.direct(WithMessageID(ctx, id), subject, v, nil)
-	if again != nil {
-		again = refused(subject, again, errors.Is(err, ErrPublishUnknown))
-	}
-
-	return receipt, again
-}
-
-// await gives an item to the pipeline, and waits for its end.
-func (p *BoundPublisher[T]) await(ctx context.Context, item *Item[T]) (Receipt, error) {
-	pipe, err := p.pipeline(ctx)
-	if err != nil {
-		return Receipt{}, publishError(item.Subject, err)
-	}
-
-	c, some := p.calls.Get().(*call)
-	if !some {
-		c = &call{done: make(chan struct{}, 1)}
-	}
-
-	defer p.calls.Put(c)
-
-	pipe, err = p.launch(ctx, pipe, item, owner{end: c, waited: true})
-	if err != nil {
-		return Receipt{}, err
-	}
-
-	select {
-	case <-c.done:
-	case <-ctx.Done():
-		pipe.abandon(c, ctx.Err())
-		<-c.done
-	}
-
-	if p.closed.Load() {
-		_ = pipe.leave() // Close has returned, and left that to the last call
-	}
-
-	return c.receipt, c.err
-}
-
-// call is a publish through the pipeline that is waited for.
-type call struct {
-	done    chan struct{} // holds one
-	receipt Receipt
-	err     error
-}
-
-func (c *call) ended(_ int, r Receipt, err error) {
-	c.receipt, c.err = r, err
-	c.done <- struct{}{}
 }
 
 func (p *BoundPublisher[T]) encode(subject string, v T) ([]byte, error) {
@@ -197,8 +116,7 @@ type sender struct {
 	telemetry *Telemetry
 	closed    atomic.Bool
 	ids       idSource
-	calls     sync.Pool // of *call: its own, since channels must not leave the bubble of a synctest
-	err       error     // of the construction
+	err       error // of the construction
 
 	mu      sync.Mutex
 	pipe    *pipeline // nil while nothing goes through it

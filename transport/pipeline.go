@@ -7,9 +7,7 @@ import (
 
 // Pipeliner is a publisher that can have many messages on their way to the
 // broker at once. Without it goflux publishes a batch one message after the
-// other. With it, single publishes that are repeated under an id go through a
-// pipeline, too, unless they have terms: whichever attempt is answered, the
-// pipeline hears of it.
+// other.
 type Pipeliner interface {
 	Publisher
 

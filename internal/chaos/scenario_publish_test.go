@@ -98,6 +98,14 @@ type counted struct {
 	checker *chaos.Checker
 }
 
+func (c counted) Publish(ctx context.Context, msg transport.Message) (transport.Receipt, error) {
+	r, err := c.Transport.Publish(ctx, msg)
+	if resultOf(err) != chaos.Failed {
+		c.checker.Attempted(chaos.ParseID(msg.ID))
+	}
+	return r, err
+}
+
 func (c counted) OpenPipeline(
 	ctx context.Context, done func(uint64, transport.Receipt, error), ended func(error),
 ) (transport.Pipeline, error) {

@@ -65,7 +65,7 @@ func TestConnect(t *testing.T) {
 	}
 
 	// A loss is noticed before a minute is over, and no write lasts longer.
-	if o := nc.Opts; o.PingInterval*time.Duration(o.MaxPingsOut+1) > time.Minute || o.FlusherTimeout > time.Minute || o.FlusherTimeout == 0 {
+	if o := nc.Opts; o.PingInterval*time.Duration(o.MaxPingsOut+1) > time.Minute || o.FlusherTimeout != 10*time.Second {
 		t.Errorf("options %+v", o)
 	}
 

@@ -175,8 +175,9 @@ func (p *pipeline) Close() error {
 
 	select {
 	case err := <-told:
-		if err != nil && !p.nc.IsClosed() {
-			return &transport.Error{Op: opClose, Err: mapError(err)}
+		// It is gone already, or going, with its connection.
+		if err = mapError(err); err != nil && !errors.Is(err, transport.ErrClosed) {
+			return &transport.Error{Op: opClose, Err: err}
 		}
 	case <-timer.C:
 	}

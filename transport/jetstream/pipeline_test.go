@@ -542,7 +542,6 @@ func TestPipelineOverAStalledConnection(t *testing.T) {
 
 	for _, pub := range []*goflux.BoundPublisher[string]{fresh, open} {
 		for what, publish := range map[string]func(ctx context.Context) error{
-			"Publish": func(ctx context.Context) error { return pub.Publish(ctx, "events.a", "x") },
 			"PublishBatch": func(ctx context.Context) error {
 				_, err := pub.PublishBatch(ctx, batchOf("events.a", 2)...)
 

@@ -66,16 +66,6 @@ func (f *forgetful) Publish(ctx context.Context, msg transport.Message) (transpo
 	return r, err
 }
 
-func (f *forgetful) OpenPipeline(
-	ctx context.Context, done func(uint64, transport.Receipt, error), ended func(error),
-) (transport.Pipeline, error) {
-	return f.Transport.OpenPipeline(ctx, func(token uint64, r transport.Receipt, err error) {
-		if err != nil || !f.lost() {
-			done(token, r, err)
-		}
-	}, ended)
-}
-
 func (f *forgetful) PublishAtomic(ctx context.Context, msgs []transport.Message) (transport.Receipt, error) {
 	r, err := f.Transport.PublishAtomic(ctx, msgs)
 	if err == nil && f.lost() {
