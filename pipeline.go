@@ -67,6 +67,7 @@ type pipeline struct {
 	pace    pace
 	sending bool  // the goroutine is there
 	stalled bool  // it could not send, and the clock starts it again
+	trouble error // why it could not, the last time; nil since something was sent
 	waiting bool  // nothing is sent again until the clock rings
 	over    error // why nothing more is taken, and nothing is under way; nil before
 	left    bool  // the transport's pipeline is closed, or about to be
@@ -337,6 +338,10 @@ func (p *pipeline) send() {
 		err := p.out.Send(token, msg)
 		p.mu.Lock()
 
+		if err == nil {
+			p.trouble = nil
+		}
+
 		if err == nil || p.over != nil {
 			continue
 		}
@@ -372,7 +377,7 @@ func (p *pipeline) send() {
 		p.become(pl, queued)
 		p.line(pl).unpop(p.places, i)
 
-		p.stalled = true
+		p.stalled, p.trouble = true, err
 		p.wake(time.Now().Add(retryPauseMin))
 	}
 
@@ -520,7 +525,12 @@ func (p *pipeline) end(i int32, r Receipt, err error) farewell {
 func (p *pipeline) expire(i int32, ended error) farewell {
 	pl := &p.places[i]
 
-	return p.end(i, Receipt{}, expired(pl.msg.Subject, ended, pl.last, pl.unanswered > 0))
+	last := pl.last
+	if last == nil && pl.state == queued {
+		last = p.trouble // which is that of all who wait behind
+	}
+
+	return p.end(i, Receipt{}, expired(pl.msg.Subject, ended, last, pl.unanswered > 0))
 }
 
 // tell tells the ends of messages. The lock is not held.

@@ -2,6 +2,7 @@ package goflux_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -174,6 +175,47 @@ func TestPipelineEndsWhileFull(t *testing.T) {
 			mustFail(t, err, false, goflux.ErrClosed)
 		default:
 			t.Error("it waits for room that there will never be")
+		}
+	})
+}
+
+// Each message that could not be sent says why, also those behind the first.
+func TestUnsentMessagesSayWhy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		away := true
+		w.send = func(int, shipment) error {
+			if away {
+				return transport.ErrDisconnected
+			}
+
+			return nil
+		}
+
+		pub := publisher(t, w)
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+
+		results, err := pub.PublishBatch(ctx, items(3)...)
+		mustFail(t, err, false, context.DeadlineExceeded)
+
+		for _, r := range results {
+			mustFail(t, r.Err, false, context.DeadlineExceeded, goflux.ErrDisconnected)
+		}
+
+		// What is sent, and not answered, has another reason.
+		away = false
+
+		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+
+		results, err = pub.PublishBatch(ctx, items(1)...)
+		mustFail(t, err, true, context.DeadlineExceeded)
+
+		if errors.Is(results[0].Err, goflux.ErrDisconnected) {
+			t.Errorf("got %v", results[0].Err)
 		}
 	})
 }

@@ -137,7 +137,9 @@ func BenchmarkPublishJetStreamTogether(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			ctx := context.Background()
 
+			purge(b, js)
 			b.ReportAllocs()
+			b.ResetTimer()
 			b.SetParallelism(64 / runtime.GOMAXPROCS(0))
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {

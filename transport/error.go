@@ -29,8 +29,9 @@ var (
 	// ErrTooLarge: payload or headers exceed what the broker takes.
 	ErrTooLarge error = &kind{"too_large", "message too large (send less, or raise the limit of the server or the stream)"}
 
-	// ErrUnsupported: the transport lacks the capability that was asked for.
-	ErrUnsupported error = &kind{"unsupported", "not supported by this transport"}
+	// ErrUnsupported: the transport, or the stream, lacks the capability that
+	// was asked for.
+	ErrUnsupported error = &kind{"unsupported", "not supported"}
 
 	// ErrClosed: the thing was closed by its owner.
 	ErrClosed error = &kind{"closed", "closed"}
@@ -56,7 +57,8 @@ var (
 	// ErrPublishUnknown: the broker did not confirm a message that was sent.
 	// It may be stored, or not, or yet be stored.
 	ErrPublishUnknown error = &kind{
-		"publish_unknown", "the outcome is unknown: the message may be stored (publish it again under the same id)",
+		"publish_unknown",
+		"the outcome is unknown: the broker may have the message (publish it again under the same id, where ids de-duplicate)",
 	}
 
 	// ErrStreamNotFound: the stream that was named does not exist.

@@ -42,11 +42,13 @@ var schemes = []string{"nats", "nats+tls", "tls"}
 // [natsgo.ErrAuthorization]. None of them shows a credential.
 func Connect(ctx context.Context, rawURL string, opts ...natsgo.Option) (*natsgo.Conn, error) {
 	u, err := url.Parse(rawURL)
-	if err != nil || !slices.Contains(schemes, u.Scheme) {
+
+	switch {
+	case err != nil:
 		// The error of url.Parse quotes the URL, credentials included.
-		return nil, &transport.Error{Op: "connect", Err: fmt.Errorf(
-			"%w: the URL is not one such as nats://host:4222?server=another:4222: give each server beyond the first as a parameter",
-			transport.ErrInvalidOption)}
+		return nil, connectError("the URL cannot be parsed; it is one such as nats://host:4222?server=another:4222")
+	case !slices.Contains(schemes, u.Scheme):
+		return nil, connectError(fmt.Sprintf("the scheme of the URL is %q, not nats, nats+tls or tls, as in nats://host:4222", u.Scheme))
 	}
 
 	nc, err := connect(ctx, u, nil, opts...)
@@ -55,6 +57,10 @@ func Connect(ctx context.Context, rawURL string, opts ...natsgo.Option) (*natsgo
 	}
 
 	return nc, nil
+}
+
+func connectError(text string) error {
+	return &transport.Error{Op: "connect", Err: fmt.Errorf("%w: %s", transport.ErrInvalidOption, text)}
 }
 
 // connect connects to where u says. more are parameters of u that are not about

@@ -1,10 +1,12 @@
 package nats_test
 
 import (
+	"context"
 	"errors"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	natsgo "github.com/nats-io/nats.go"
 
@@ -157,5 +159,39 @@ func TestConnectErrors(t *testing.T) {
 	bad := func(*natsgo.Options) error { return errors.New("bad") }
 	if _, err := nats.Connect(limited(t), s.URL(), bad); !errors.Is(err, transport.ErrInvalidOption) {
 		t.Errorf("a bad option: %v", err)
+	}
+}
+
+// A flush that ends with its ctx while the connection is lost says that it is.
+func TestFlushWithoutAConnection(t *testing.T) {
+	t.Parallel()
+
+	s := natstest.RunTCP(t)
+
+	nc, err := nats.Connect(limited(t), s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+
+	s.Stop()
+	natstest.Eventually(t, nc.IsReconnecting, "the client's noticing")
+
+	plain, flushing := nats.NewPublisher(nc, raw.String()), nats.NewPublisher(nc, raw.String(), goflux.WithFlush())
+
+	soon := func() context.Context {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		t.Cleanup(cancel)
+
+		return ctx
+	}
+
+	if err := plain.Flush(soon()); !errors.Is(err, goflux.ErrDisconnected) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Flush: %v", err)
+	}
+
+	if err := flushing.Publish(soon(), "s", "x"); !errors.Is(err, goflux.ErrDisconnected) ||
+		!errors.Is(err, goflux.ErrPublishUnknown) {
+		t.Errorf("WithFlush: %v", err)
 	}
 }

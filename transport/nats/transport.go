@@ -155,7 +155,8 @@ func (t *Transport) publish(msg transport.Message) error {
 // While the connection is being restored it waits, as long as ctx allows.
 //
 // Errors, each in a [*transport.Error]: [transport.ErrDisconnected] when the
-// connection broke meanwhile, so that it is unknown what the server has;
+// connection broke meanwhile, so that it is unknown what the server has, and
+// together with the error of ctx when it was not back in time;
 // [transport.ErrClosed]; the error of ctx.
 func (t *Transport) Flush(ctx context.Context) error {
 	err := t.check(ctx)
@@ -252,6 +253,10 @@ func flush(ctx context.Context, nc *natsgo.Conn) error {
 	if errors.Is(err, natsgo.ErrConnectionClosed) && !nc.IsClosed() {
 		// That is what nats.go v1.55.0 says when the connection broke.
 		return transport.Mark(transport.ErrDisconnected, err)
+	}
+
+	if err != nil && ctx.Err() != nil && !nc.IsConnected() && !nc.IsClosed() {
+		return transport.Mark(ctx.Err(), transport.ErrDisconnected)
 	}
 
 	return natserr.Map(err)
