@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/foomo/goflux/internal/engine"
@@ -25,9 +26,11 @@ type BoundConsumer[T any] struct {
 	closing context.Context //nolint:containedctx // ends what blocks on Close
 	close   context.CancelFunc
 
-	turn  chan struct{} // holds a token while nobody fetches
+	turn  chan struct{} // holds a token while nobody fetches; who has it owns the next two
 	sub   transport.Subscription
 	inbox *inbox
+
+	where atomic.Pointer[transport.Info] // of the last subscription, for errors
 
 	undertaker undertaker
 }
@@ -194,8 +197,8 @@ func (c *BoundConsumer[T]) failure(err error) error {
 	}
 
 	e := &Error{Op: "fetch", Subject: c.subject, Err: err}
-	if c.sub != nil {
-		e.Stream, e.Consumer = c.sub.Info().Stream, c.sub.Info().Consumer
+	if where := c.where.Load(); where != nil {
+		e.Stream, e.Consumer = where.Stream, where.Consumer
 	}
 
 	return e
@@ -324,7 +327,10 @@ func (c *BoundConsumer[T]) attach(ctx context.Context) error {
 		return errors.Join(err, sub.Close(closing))
 	}
 
+	where := sub.Info()
+
 	c.sub = sub
+	c.where.Store(&where)
 	c.undertaker.attach(sub)
 
 	return nil
