@@ -43,9 +43,9 @@ type Pipeline interface {
 	// the same matches [ErrPublishUnknown].
 	Send(token uint64, msg Message) error
 
-	// Close stops the calls of done and ended; none comes after it has returned. It may
-	// be called while Send blocks, and does not wait for a connection that takes
-	// no more. Closing twice is a no-op.
+	// Close stops the calls of done and ended; none comes after it has
+	// returned. It may be called while Send blocks, and does not wait for a
+	// connection that takes no more. Closing twice is a no-op.
 	Close() error
 }
 

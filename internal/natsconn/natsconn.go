@@ -75,8 +75,8 @@ func Params() []string {
 
 // Connect connects to the server that u names by host and port (4222 unless
 // given), with what its query says, see [Params]; parameters of others are not
-// looked at. The scheme tls, and one that ends in "+tls", insist on TLS. A user with a
-// password is a user name; a user without one is a token.
+// looked at. The scheme tls, and one that ends in "+tls", insist on TLS. A user
+// with a password is a user name; a user without one is a token.
 //
 // opts are applied last. The connection reconnects for as long as it takes and
 // reports to [slog.Default] when it is lost, when it is back, and what goes wrong

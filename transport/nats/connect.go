@@ -26,12 +26,12 @@ var schemes = []string{"nats", "nats+tls", "tls"}
 // those of nats.go, applied after the URL, so that they win.
 //
 // Other than with [natsgo.Connect], the connection never gives up reconnecting, not
-// even where the server refuses its credentials for a while; it asks the server for
-// a sign of life every 20 s, so that a loss is noticed within a minute; a write
-// may take 10 s; it has the program's name, and logs with [log/slog.Default] when
-// it is lost, when it is back, and what goes wrong on it. It buffers 8 MiB of what is published
-// while it is lost: reconnectbuf in the URL, or [natsgo.ReconnectBufSize], sets
-// another size in bytes, and -1 none, so that publishing fails at once with
+// even where the server refuses its credentials for a while. It asks the server for
+// a sign of life every 20 s, so that a loss is noticed within a minute; a write may
+// take 10 s. It has the program's name, and logs with [log/slog.Default] when it is
+// lost, when it is back, and what goes wrong on it. It buffers 8 MiB of what is
+// published while it is lost: reconnectbuf in the URL, or [natsgo.ReconnectBufSize],
+// sets another size in bytes, and -1 none, so that publishing fails at once with
 // [transport.ErrBufferFull].
 //
 // ctx bounds the connecting. With [natsgo.RetryOnFailedConnect] it returns
