@@ -592,6 +592,7 @@ func (p *pipeline) ring() {
 
 	if p.useless(now) {
 		p.over, p.places, p.free = errIdle, nil, nil
+		p.timer.Stop() // it may be set for the deadline of a message that has ended
 		p.mu.Unlock()
 		p.sender.forget(p)
 

@@ -230,7 +230,7 @@ var noRetry transport.Retry
 
 // persist repeats attempt until the broker has confirmed it, has refused it, or ctx
 // ends. Each attempt is made under the same message ids; msg is the first of the
-// messages.
+// messages, and most how often the time of an attempt may double.
 func (s *sender) persist(
 	ctx context.Context, msg transport.Message, most int, attempt func(ctx context.Context) (Receipt, error),
 ) (Receipt, error) {
