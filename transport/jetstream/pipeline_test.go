@@ -483,7 +483,7 @@ func stalled(t *testing.T) (*jetstream.Transport, *goflux.BoundPublisher[string]
 	must(t, err)
 
 	// What was opened before does not have to be opened then.
-	open := publisher(t, tr, goflux.WithPublishRetry(0))
+	open := publisher(t, tr)
 	must(t, open.Publish(within(t), "events.a", "x"))
 
 	_, err = open.PublishBatch(within(t), batchOf("events.a", 1)...)
@@ -537,7 +537,7 @@ func TestPipelineOverAStalledConnection(t *testing.T) {
 
 	tr, open := stalled(t)
 
-	fresh, err := goflux.NewPublisher(tr, raw.String(), goflux.WithPublishRetry(0))
+	fresh, err := goflux.NewPublisher(tr, raw.String())
 	must(t, err)
 
 	for _, pub := range []*goflux.BoundPublisher[string]{fresh, open} {

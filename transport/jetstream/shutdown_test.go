@@ -6,12 +6,12 @@ import (
 	"sync/atomic"
 	"testing"
 
+	natsjs "github.com/nats-io/nats.go/jetstream"
+
 	"github.com/foomo/goflux"
 	"github.com/foomo/goflux/codec/raw"
 	"github.com/foomo/goflux/internal/natstest"
 	"github.com/foomo/goflux/transport/jetstream"
-
-	natsjs "github.com/nats-io/nats.go/jetstream"
 )
 
 // While a server shuts down it still answers. What it would be asked for then

@@ -25,11 +25,8 @@ func ExampleConnect() {
 		return
 	}
 
-	lost := make(chan struct{})
-	handler := natsgo.DisconnectErrHandler(func(*natsgo.Conn, error) { close(lost) })
-
 	// region connect
-	nc, err := nats.Connect(ctx, server.ClientURL(), natsgo.ReconnectBufSize(64<<10), handler)
+	nc, err := nats.Connect(ctx, server.ClientURL(), natsgo.ReconnectBufSize(64<<10))
 	if err != nil {
 		fmt.Println(err)
 
@@ -39,6 +36,8 @@ func ExampleConnect() {
 
 	pub := nats.NewPublisher(nc, raw.Bytes())
 	// endregion
+
+	lost := nc.StatusChanged(natsgo.RECONNECTING)
 
 	if err := server.Shutdown(); err != nil {
 		fmt.Println(err)
